@@ -1,0 +1,62 @@
+# The commands of the project; `make` alone lists them.
+# Each command sets up .venv first when it is missing or older than the requirements.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+# Notebooks call the installed commands by name; small models run several times faster on one thread.
+ON_PATH    := PATH="$(CURDIR)/$(BIN):$$PATH"
+ONE_THREAD := OMP_NUM_THREADS=1
+
+.PHONY: help demo lab test bench build
+.DEFAULT_GOAL := help
+
+help:
+	@echo "FARMER, built from notebooks. The first command takes a few minutes longer: it installs into $(VENV)."
+	@echo ""
+	@echo "  make demo    see the trained models at work (farmer demo)"
+	@echo "  make lab     open the notebooks in JupyterLab"
+	@echo "  make test    run every check and every notebook, as continuous integration does"
+	@echo "  make bench   time the fast code against plain or published code"
+	@echo "  make build   after editing notebooks: export farmer/, clean nbs/, make README.md"
+	@echo ""
+	@echo "  PYTHON=python3.12                      interpreter for a new $(VENV), 3.10 or newer"
+	@echo "  TARFLOW=path/to/transformer_flow.py    let make bench compare with TarFlow's own code"
+
+demo: $(STAMP)
+	$(BIN)/farmer demo
+
+lab: $(STAMP)
+	$(ON_PATH) $(BIN)/jupyter lab nbs
+
+test: $(STAMP)
+	@echo "== 1/4 farmer/, nbs/ and README.md agree"
+	@$(BIN)/python tools/check_sync.py
+	@$(BIN)/python tools/make_readme.py --check
+	@echo "== 2/4 every name that farmer/ uses exists"
+	@$(BIN)/python -m pyflakes farmer
+	@echo "== 3/4 every notebook runs"
+	@$(ON_PATH) $(ONE_THREAD) $(BIN)/nbdev-test --n-workers 2 --timing
+	@echo "== 4/4 tests"
+	@$(ONE_THREAD) $(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/flow.py $(if $(TARFLOW),--tarflow "$(TARFLOW)")
+	$(BIN)/python benchmarks/shared_mixture.py
+
+build: $(STAMP)
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+	$(BIN)/python tools/make_readme.py
+
+# pip must find torch and torchvision in one call and in one index: builds from different indexes do not fit together.
+$(STAMP): settings.ini setup.py
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: make PYTHON=path/to/python3"; exit 1; }; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "FARMER needs Python 3.10 or newer, $(PYTHON) is `$(PYTHON) --version 2>&1`: make PYTHON=python3.12"; exit 1; }; \
+	  $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing PyTorch and the notebook tools into $(VENV), silent until done; several gigabytes and a few minutes the first time."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[notebooks,dev]"
+	@touch $@
