@@ -81,7 +81,7 @@ def principal_components(
     return directions * directions.gather(1, largest).sign()
 
 
-LUMA_CHROMA = torch.cat([torch.full((1, 3), 3**-0.5), torch.as_tensor(CHROMA_AXES, dtype=torch.float32)])
+LUMA_CHROMA = torch.cat([torch.full((1, 3), 3**-0.5, dtype=torch.float64), torch.from_numpy(CHROMA_AXES)])
 "(3, 3), orthonormal rows: luma and two chroma axes of RGB"
 
 # %% ../nbs/01_patches.ipynb #01-007
@@ -119,9 +119,9 @@ class ChannelBasis(nn.Module):
         elif kind == "luma-chroma":
             if images.shape[1] != 3:
                 raise ValueError(f"basis 'luma-chroma' needs RGB images, these have {images.shape[1]} channels; use 'pca' or 'pixels'")
-            planes = torch.einsum("ac,ncp->anp", LUMA_CHROMA.double(), tokens.unflatten(1, (3, -1)))
+            planes = torch.einsum("ac,ncp->anp", LUMA_CHROMA, tokens.unflatten(1, (3, -1)))
             components = torch.stack([principal_components(plane) for plane in planes])
-            matrix = torch.einsum("akp,ac->akcp", components, LUMA_CHROMA.double()).flatten(2).flatten(0, 1)
+            matrix = torch.einsum("akp,ac->akcp", components, LUMA_CHROMA).flatten(2).flatten(0, 1)
         else:
             raise ValueError(f"unknown channel basis {kind!r}; choose 'pixels', 'pca' or 'luma-chroma'")
         self.matrix.copy_(matrix)
