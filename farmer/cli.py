@@ -59,9 +59,9 @@ def preset(data: str, model: FarmerConfig, training: TrainingConfig) -> Train:
     return Train(data, Path("runs") / data, model, training)
 
 
-GLYPHS = FarmerConfig(image_shape=(1, 16, 16), patch_size=4, basis="pca", informative_channels=8, levels=16)
-COLOUR_GLYPHS = replace(GLYPHS, image_shape=(3, 16, 16), basis="luma-chroma", levels=32)
-GLYPH_TRAINING = TrainingConfig(learning_rate=4e-3)
+GLYPHS = FarmerConfig(image_shape=(1, 16, 16), patch_size=4, basis="pca", informative_channels=10, levels=16)
+COLOUR_GLYPHS = replace(GLYPHS, image_shape=(3, 16, 16), basis="luma-chroma", informative_channels=8, levels=32)
+GLYPH_TRAINING = TrainingConfig(steps=3000, noise_start=0.2)
 
 PRESETS = {
     "digits": preset("digits", FarmerConfig(dropout=0.1), TrainingConfig(noise_start=0.2)),
