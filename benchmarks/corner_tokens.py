@@ -2,14 +2,16 @@
 
 A block of the flow leaves its first token unchanged in the paper, so the two tokens that are first in some block (top left
 and bottom right) pass through half of the stack unscaled. The prior shares one mixture among the redundant channels of
-all tokens and does not know which is which. This script trains the same small FARMER on colour glyphs in four ways,
+all tokens and does not know which is which. This script trains the same small FARMER on colour glyphs in these ways,
 
-    none     the first token of a block passes unchanged, as in the paper
-    first    a learned constant shift and scale for each block's first token (`scale_first=True`)
-    after    as `none`, then a learned affine map for every position and channel of the finished latents
-    both     `first` and `after`
+    none        the first token of a block passes unchanged, as in the paper
+    first       a learned constant shift and scale for each block's first token (`scale_first=True`)
+    after       as `none`, then a learned affine map for every position and channel of the finished latents
+    both        `first` and `after`
+    after-data  as `after`, started from the data's mean and deviation at that place instead of the identity (ActNorm)
+    both-data   `first` and `after-data`
 
-and prints a table. About five minutes for each on one core:
+and prints a table. About two minutes for each on one core:
 
     OMP_NUM_THREADS=1 python benchmarks/corner_tokens.py --steps 1500 --seed 0
 """
@@ -25,10 +27,17 @@ from farmer.cli import PRESETS
 from farmer.data import load_dataset
 from farmer.flow import AutoregressiveFlow
 from farmer.model import Farmer
-from farmer.patches import LUMA_CHROMA, dequantize
+from farmer.patches import LUMA_CHROMA, dequantize, patchify
 from farmer.training import Trainer, evaluate_bits_per_dim
 
-VARIANTS = {"none": (False, False), "first": (True, False), "after": (False, True), "both": (True, True)}  # scale first, affine after
+VARIANTS = {  # scale the first token; affine map after the flow; start it from data
+    "none": (False, False, False),
+    "first": (True, False, False),
+    "after": (False, True, False),
+    "both": (True, True, False),
+    "after-data": (False, True, True),
+    "both-data": (True, True, True),
+}
 
 
 class FlowWithAffine(AutoregressiveFlow):
@@ -47,8 +56,8 @@ class FlowWithAffine(AutoregressiveFlow):
         return super().inverse((z * torch.exp(-self.log_scale) + self.shift).detach())
 
 
-def make_model(variant: str) -> Farmer:
-    scale_first, affine = VARIANTS[variant]
+def make_model(variant: str, images: Tensor) -> Farmer:
+    scale_first, affine, from_data = VARIANTS[variant]
     c = replace(PRESETS["glyphs-palette"].model, scale_first_token=scale_first)
     model = Farmer(c)
     if affine:
@@ -57,6 +66,9 @@ def make_model(variant: str) -> Farmer:
             c.tokens, c.token_channels, c.flow_width, c.flow_blocks, c.flow_layers, c.flow_width // c.head_width, scale_first, c.dropout
         )
         model.flow.load_state_dict(state, strict=False)  # the same start as without the affine map
+    if from_data:
+        tokens = model.basis.fit(images, c.patch_size, c.basis)(patchify(images, c.patch_size))  # a new flow is the identity
+        model.flow.shift.data, model.flow.log_scale.data = tokens.mean(0), -tokens.std(0).log()
     return model
 
 
@@ -102,16 +114,17 @@ def main() -> None:
     arguments = parser.parse_args()
     train, test = (load_dataset("glyphs-palette", split) for split in ("train", "test"))
     config = replace(PRESETS["glyphs-palette"].training, steps=arguments.steps, seed=arguments.seed, evaluate_every=10**9, save_every=10**9)
-    print("variant | bits/dim  s.e.  | z^R corner  rest | chroma  corner  rest  in corner  in rest", flush=True)
+    print("variant    | bits/dim  s.e. | z^R corner  rest | chroma  corner  rest  in corner  in rest", flush=True)
     real = colour_spread(test.batch(range(len(test)))[0])
-    print(f"{'real':7s} | {'':15s} | {'':16s} | " + "  ".join(f"{value:.3f}" for value in real), flush=True)
+    print(f"{'real':10s} | {'':14s} | {'':16s} | " + "  ".join(f"{value:.3f}" for value in real), flush=True)
+    noisy = dequantize(train.batch(range(4096))[0], train.levels, torch.Generator().manual_seed(0))
     for variant in arguments.variants:
         torch.manual_seed(arguments.seed)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(make_model(variant), train, test, config, folder, "cpu")
+            trainer = Trainer(make_model(variant, noisy), train, test, config, folder, "cpu")
             trainer.train()
         row, deviation, drawn = report(trainer.average.module.eval(), test, arguments.samples)
-        print(f"{variant:7s} | {row[0]:.4f}  {row[1]:.4f} | {row[2]:.3f}  {row[3]:.3f} | " + "  ".join(f"{value:.3f}" for value in row[4:]), flush=True)
+        print(f"{variant:10s} | {row[0]:.4f}  {row[1]:.4f} | {row[2]:.3f}  {row[3]:.3f} | " + "  ".join(f"{value:.3f}" for value in row[4:]), flush=True)
         if arguments.save:
             torch.save({"row": row, "deviation": deviation, "samples": drawn, "model": trainer.average.module.state_dict()},
                        f"{arguments.save}/{variant}-{arguments.seed}-{arguments.steps}.pt")

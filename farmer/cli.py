@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['GLYPHS', 'COLOUR_GLYPHS', 'GLYPH_TRAINING', 'PRESETS', 'TrainPreset', 'Command', 'Train', 'preset', 'Sample',
-           'text_images', 'pixel_histogram_bits', 'label_log_probs', 'Demo', 'TrainCommand', 'main']
+           'text_images', 'pixel_histogram_bits', 'label_log_probs', 'Demo', 'TrainCommand', 'parse', 'main']
 
 # %% ../nbs/13_command_line.ipynb #13-002
+import contextlib
+import io
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +25,7 @@ from .model import Farmer, FarmerConfig
 from .patches import dequantize
 from .training import Trainer, TrainingConfig, evaluate_bits_per_dim
 
-# %% ../nbs/13_command_line.ipynb #13-003
+# %% ../nbs/13_command_line.ipynb #13-004
 @dataclass(frozen=True)
 class Train:
     "Train a model. The same command again goes on from the last checkpoint."
@@ -53,7 +56,7 @@ class Train:
             print(f"held out: {bits.mean():.3f} bits/dim, standard error {bits.std() / len(bits) ** 0.5:.3f} over {len(bits)} images")
         print(f"next: farmer sample {self.folder / 'model'}")
 
-# %% ../nbs/13_command_line.ipynb #13-004
+# %% ../nbs/13_command_line.ipynb #13-006
 def preset(data: str, model: FarmerConfig, training: TrainingConfig) -> Train:
     "Settings that suit a data set."
     return Train(data, Path("runs") / data, model, training)
@@ -70,7 +73,7 @@ PRESETS = {
     "glyphs-palette": preset("glyphs-palette", COLOUR_GLYPHS, GLYPH_TRAINING),
 }
 
-# %% ../nbs/13_command_line.ipynb #13-005
+# %% ../nbs/13_command_line.ipynb #13-009
 @dataclass(frozen=True)
 class Sample:
     "Draw images from a trained model into one PNG file, a row for each class."
@@ -96,7 +99,7 @@ class Sample:
         save_image(images, self.output, nrow=self.count, padding=1, normalize=True, value_range=(-1, 1), pad_value=0.5)
         print(f"{len(images)} images of classes {', '.join(map(str, labels))} in {self.output}")
 
-# %% ../nbs/13_command_line.ipynb #13-006
+# %% ../nbs/13_command_line.ipynb #13-011
 def text_images(
     images: Tensor,  # (B, 1, H, W) in [-1, 1], H even
     columns: int = 5,
@@ -116,7 +119,7 @@ def text_images(
         lines.append("")
     return "\n".join(lines)
 
-# %% ../nbs/13_command_line.ipynb #13-007
+# %% ../nbs/13_command_line.ipynb #13-015
 def pixel_histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
     "A baseline: bits/dim of held-out images when every pixel has a histogram of its own, smoothed by one count a level."
     train, test = (((images + 1) / 2 * (levels - 1)).round().long().flatten(1) for images in (train, test))
@@ -130,7 +133,7 @@ def label_log_probs(model: Farmer, images: Tensor, generator: torch.Generator | 
     noisy = dequantize(images, model.config.levels, generator)
     return torch.stack([model.log_prob(noisy, [label] * len(images)) for label in range(model.config.num_classes)], dim=1)
 
-# %% ../nbs/13_command_line.ipynb #13-008
+# %% ../nbs/13_command_line.ipynb #13-017
 @dataclass(frozen=True)
 class Demo:
     "Train a small FARMER on real handwritten digits, then show its samples and exact likelihoods: about two minutes."
@@ -161,7 +164,7 @@ class Demo:
         print(f"the likeliest label is the true one for {accuracy:.1%} of them; by chance, 10%")
         print(f"\nnext: `make lab` and open 00_data.ipynb, or `farmer sample {self.folder / 'model'} --labels 3 8`")
 
-# %% ../nbs/13_command_line.ipynb #13-009
+# %% ../nbs/13_command_line.ipynb #13-019
 TrainPreset = Union[tuple(Annotated[Train, tyro.conf.subcommand(name, default=run)] for name, run in PRESETS.items())]
 
 
@@ -182,13 +185,26 @@ Command = Union[
 ]
 
 
+def parse(arguments: list[str]) -> Command:
+    "The command that the arguments describe. Raises ValueError with one line where tyro would draw a box."
+    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-") and arguments[1] not in PRESETS:
+        raise ValueError(f"unknown preset {arguments[1]!r}; choose one of {', '.join(PRESETS)}; your own images go with --data FOLDER")
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.cli(Command, args=arguments, prog="farmer", config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
+    except SystemExit as exit:
+        if not exit.code:  # --help
+            raise
+        lines = [line.strip("│|─-╭╮╰╯+ ") for line in message.getvalue().splitlines()[1:]]  # the box without its title
+        text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+        raise ValueError(re.sub(r"^Error parsing \S+: ", "", text) + " (see farmer --help)") from None
+
+
 def main(arguments: list[str] | None = None) -> None:
     "The `farmer` command. Wrong input ends with one line on standard error and exit status 2."
-    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-") and arguments[1] not in PRESETS:
-            raise ValueError(f"unknown preset {arguments[1]!r}; choose one of {', '.join(PRESETS)}, and your own images with --data FOLDER")
-        tyro.cli(Command, args=arguments, prog="farmer", config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))()
+        parse(sys.argv[1:] if arguments is None else arguments)()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"farmer: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AutoregressiveBlock', 'AutoregressiveFlow']
 
-# %% ../nbs/03_flow.ipynb #03-002
+# %% ../nbs/03_flow.ipynb #03-003
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ from .transformer import CausalTransformer
 # Letters used for shapes:
 # B batch, N tokens, d channels of a token, W width of the transformer
 
-# %% ../nbs/03_flow.ipynb #03-003
+# %% ../nbs/03_flow.ipynb #03-014
 class AutoregressiveBlock(nn.Module):
     """One block of the flow: `z_i = (x_i - mu(x_<i)) * exp(s(x_<i))` (paper's AF block, with sigma = exp s).
 
@@ -42,12 +42,17 @@ class AutoregressiveBlock(nn.Module):
         predicted = self.output(hidden)
         return predicted.to(torch.promote_types(predicted.dtype, torch.float32)).chunk(2, dim=-1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z (B, N, d), log-determinant (B,) in nats
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> mu and s of every token, (B, N, d) each
+        "All tokens at once: the transformer reads the start token and all tokens but the last."
         start = self.start.expand(len(x), 1, -1)
         hidden = self.transformer(torch.cat([start, self.input(x[:, :-1])], dim=1) + self.position)
         shift, log_scale = self.shift_and_log_scale(hidden)
         if not self.scale_first:
             shift, log_scale = (F.pad(parameter[:, 1:], (0, 0, 1, 0)) for parameter in (shift, log_scale))
+        return shift, log_scale
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z (B, N, d), log-determinant (B,) in nats
+        shift, log_scale = self.predict(x)
         return (x - shift) * log_scale.exp(), log_scale.sum(dim=(1, 2))
 
     @torch.no_grad()
@@ -68,7 +73,7 @@ class AutoregressiveBlock(nn.Module):
                     read = torch.addmm(position[i + 1], x[:, i], self.input.weight.T)
         return x
 
-# %% ../nbs/03_flow.ipynb #03-004
+# %% ../nbs/03_flow.ipynb #03-025
 class AutoregressiveFlow(nn.Module):
     """A stack of blocks that read the tokens in alternating directions: `z, logdet = flow(x)`, `x = flow.inverse(z)`.
 
@@ -94,6 +99,7 @@ class AutoregressiveFlow(nn.Module):
 
     @property
     def next_order_is_reversed(self) -> bool:
+        "Whether a further block would read the tokens from last to first."
         return len(self.blocks) % 2 == 1
 
     def states(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:  # n+1 times (B, N, d), n times (B,)

@@ -1,0 +1,140 @@
+"The `farmer` command as its users meet it: what it prints, writes and says about mistakes."
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+from farmer.cli import PRESETS, main, text_images
+from farmer.model import Farmer
+from farmer.training import checkpoints, read_log
+
+SMALL = "--flow-blocks 1 --flow-width 32 --prior-layers 1 --prior-width 32 --batch-size 8 --evaluation-images 20".split()
+
+
+def read_image(path) -> torch.Tensor:  # (C, H, W) uint8
+    return pil_to_tensor(Image.open(path))
+
+
+def farmer(*arguments, **options):
+    return subprocess.Popen([sys.executable, "-m", "farmer.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def photos(folder, per_class=12):
+    "Two classes of small colour pictures: reddish and bluish noise."
+    generator = np.random.default_rng(0)
+    for name, channel in (("red", 0), ("blue", 2)):
+        (folder / name).mkdir(parents=True)
+        for index in range(per_class):
+            pixels = generator.integers(0, 60, (20, 24, 3), dtype=np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(folder / name / f"{index:02}.png")
+    return folder
+
+
+def mistake(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as exit:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr().err
+    *progress, error = printed.splitlines()
+    assert exit.value.code == 2 and error.startswith("farmer: ") and "Traceback" not in printed
+    assert all("step/s" in line for line in progress if line)  # nothing else but the progress bar
+    return error
+
+
+def test_train_resume_and_sample_on_a_folder_of_images(tmp_path, capsys):
+    data, run = photos(tmp_path / "photos"), tmp_path / "run"
+    arguments = ["train", "glyphs-field", "--data", str(data), "--folder", str(run), "--steps", "6", "--save-every", "3", "--evaluate-every", "6", *SMALL]
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert "22 training images" in printed and "bits/dim, standard error" in printed and f"next: farmer sample {run / 'model'}" in printed
+    config = Farmer.from_pretrained(run / "model").config
+    assert config.image_shape == (3, 16, 16) and config.num_classes == 2 and config.levels == 256
+    assert [path.name for path in checkpoints(run)] == ["step-00000003.pt", "step-00000006.pt"]
+    assert read_image(run / "samples" / "step-00000006.png").shape == (3, 10 * 17 + 1, 2 * 17 + 1)
+    log = read_log(run)
+    main(arguments)
+    assert "going on from step 6 of 6" in capsys.readouterr().out and read_log(run) == log
+    for name in ("a", "b"):
+        main(["sample", str(run / "model"), "--labels", "1", "0", "--count", "3", "--seed", "5", "--output", str(tmp_path / f"{name}.png")])
+    assert "6 images of classes 1, 0" in capsys.readouterr().out
+    assert read_image(tmp_path / "a.png").shape == (3, 2 * 17 + 1, 3 * 17 + 1)
+    assert torch.equal(read_image(tmp_path / "a.png"), read_image(tmp_path / "b.png"))
+
+
+def test_killed_and_interrupted_runs_go_on(tmp_path):
+    run = tmp_path / "run"
+    arguments = ["train", "digits", "--folder", run, "--steps", "30", "--save-every", "1", "--evaluate-every", "30", "--device", "cpu", *SMALL]
+    for stop, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        before = len(checkpoints(run)) and int(checkpoints(run)[-1].stem[5:])
+        process = farmer(*arguments)
+        while process.poll() is None and not (checkpoints(run) and int(checkpoints(run)[-1].stem[5:]) > before + 2):
+            time.sleep(0.01)
+        process.send_signal(stop)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == status, errors
+    assert "the same command goes on from the last checkpoint" in errors
+    reached = int(checkpoints(run)[-1].stem[5:])
+    process = farmer(*arguments)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and f"going on from step {reached} of 30" in printed, errors
+    whole = farmer(*arguments[:3], tmp_path / "whole", *arguments[4:])
+    assert whole.communicate(timeout=120) and whole.returncode == 0
+    for name in ("model.safetensors", "config.json"):
+        assert (run / "model" / name).read_bytes() == (tmp_path / "whole" / "model" / name).read_bytes()
+
+
+def test_mistakes_end_with_one_line_and_status_2(tmp_path, capsys):
+    new = tmp_path / "new"
+    assert "unknown preset 'didgits'; choose one of digits" in mistake(capsys, "train", "didgits")
+    assert "Unrecognized options: --nonsense" in mistake(capsys, "train", "digits", "--nonsense", "3")
+    assert "patch_size 3 does not divide the image size 8x8" in mistake(capsys, "train", "digits", "--patch-size", "3", "--folder", new)
+    for wrong in (0, 4, -1):
+        assert "informative_channels" in mistake(capsys, "train", "digits", "--informative-channels", wrong, "--folder", new)
+    assert "steps must be above 0" in mistake(capsys, "train", "digits", "--steps", "0", "--folder", new)
+    assert "needs RGB" in mistake(capsys, "train", "digits", "--basis", "luma-chroma", "--folder", new)
+    assert "no model 'nothing'" in mistake(capsys, "sample", "nothing")
+    assert "labels must be" in mistake(capsys, "sample", "digits", "--labels", "12")
+    assert "count must be at least 1" in mistake(capsys, "sample", "digits", "--count", "0")
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in mistake(capsys, "train", "glyphs", "--data", tmp_path / "empty", "--folder", new)
+    assert str(tmp_path / "absent") in mistake(capsys, "train", "glyphs", "--data", tmp_path / "absent", "--folder", new)
+
+
+def test_a_corrupt_image_is_named(tmp_path, capsys):
+    data = photos(tmp_path / "photos")
+    (data / "red" / "01.png").write_bytes(b"not an image")
+    error = mistake(capsys, "train", "glyphs-field", "--data", data, "--folder", tmp_path / "run", "--steps", "2", *SMALL)
+    assert str(data / "red" / "01.png") in error and "delete or replace" in error
+
+
+def test_damaged_model_is_named(tmp_path, capsys):
+    Farmer.from_pretrained("digits").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert str(weights) in mistake(capsys, "sample", tmp_path)
+
+
+def test_divergence_ends_with_one_line(tmp_path, capsys):
+    error = mistake(capsys, "train", "digits", "--folder", tmp_path, "--learning-rate", "1e30", "--warmup-steps", "1", "--steps", "20", "--save-every", "1", *SMALL)
+    assert "step " in error and "last good checkpoint" in error
+
+
+def test_presets_fit_their_data():
+    from farmer.data import load_dataset
+
+    for name, preset in PRESETS.items():
+        data = load_dataset(preset.data)
+        assert (data.image_shape, data.num_classes, data.levels) == (preset.model.image_shape, preset.model.num_classes, preset.model.levels), name
+
+
+def test_text_images_pair_rows_of_pixels():
+    image = torch.tensor([[-1.0, 1.0, -1.0, 1.0], [-1.0, -1.0, 1.0, 1.0]]).view(1, 1, 2, 4)
+    assert text_images(image) == " ▀▄█\n"
+    coloured = text_images(image, colour=True)
+    assert coloured.count("▀") == 6 and "\x1b[38;5;255;48;5;232m" in coloured
