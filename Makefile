@@ -9,16 +9,17 @@ STAMP  := $(VENV)/installed
 ON_PATH    := PATH="$(CURDIR)/$(BIN):$$PATH"
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: help demo lab test bench build
+.PHONY: help demo lab test bench build pretrained
 .DEFAULT_GOAL := help
 
 help:
 	@echo "FARMER, built from notebooks. The first command takes a few minutes longer: it installs into $(VENV)."
 	@echo ""
-	@echo "  make demo    see the trained models at work (farmer demo)"
+	@echo "  make demo    train a small FARMER on digits for two minutes, show samples and likelihoods"
 	@echo "  make lab     open the notebooks in JupyterLab"
 	@echo "  make test    run every check and every notebook, as continuous integration does"
 	@echo "  make bench   time the fast code against plain or published code"
+	@echo "  make pretrained  train the embedded models again"
 	@echo "  make build   after editing notebooks: export farmer/, clean nbs/, make README.md"
 	@echo ""
 	@echo "  PYTHON=python3.12                      interpreter for a new $(VENV), 3.10 or newer"
@@ -44,6 +45,12 @@ test: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/flow.py $(if $(TARFLOW),--tarflow "$(TARFLOW)")
 	$(BIN)/python benchmarks/shared_mixture.py
+
+pretrained: $(STAMP)
+	for name in digits glyphs; do \
+	  $(BIN)/farmer train $$name --device cpu --folder runs/pretrained/$$name && \
+	  mkdir -p farmer/pretrained/$$name && cp runs/pretrained/$$name/model/* farmer/pretrained/$$name/ || exit 1; \
+	done
 
 build: $(STAMP)
 	$(BIN)/nbdev-export

@@ -9,11 +9,15 @@ __all__ = ['GLYPHS', 'COLOUR_GLYPHS', 'GLYPH_TRAINING', 'PRESETS', 'TrainPreset'
 # %% ../nbs/13_command_line.ipynb #13-002
 import contextlib
 import io
+import os
 import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Union
+
+# Threads that wait should sleep, not spin: spinning made a step sixty times slower when another process used the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import tyro

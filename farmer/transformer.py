@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeyValueCache', 'TransformerLayer', 'CausalTransformer']
 
-# %% ../nbs/02_transformer.ipynb #02-002
+# %% ../nbs/02_transformer.ipynb #02-003
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,18 +13,27 @@ from torch.nn import functional as F
 # Letters used for shapes:
 # B batch, N tokens, W width of the transformer, H attention heads, L layers
 
-# %% ../nbs/02_transformer.ipynb #02-003
+# %% ../nbs/02_transformer.ipynb #02-031
 class KeyValueCache:
     """Keys and values of the tokens read so far, for every layer, in memory allocated once.
 
     `position` counts the tokens read. The transformer advances it; `reset` starts a new sequence in the same memory.
     """
 
-    def __init__(self, layers: int, batch: int, heads: int, length: int, head_width: int, like: Tensor):
+    def __init__(
+        self,
+        layers: int,  # L
+        batch: int,  # B
+        heads: int,  # H
+        length: int,  # the most tokens it can hold
+        head_width: int,  # W / H
+        like: Tensor,  # gives the data type and the device
+    ):
         self.storage = like.new_empty(layers, 2, batch, heads, length, head_width)
         self.position = 0
 
     def reset(self) -> None:
+        "Forget everything; the memory stays."
         self.position = 0
 
     def extend(
@@ -36,11 +45,11 @@ class KeyValueCache:
         stored = self.storage[layer]
         end = self.position + keys_values.shape[3]
         if end > stored.shape[3]:
-            raise ValueError(f"the cache holds {stored.shape[3]} tokens, token {end} does not fit; reset it or make a longer one")
+            raise ValueError(f"the cache has room for {stored.shape[3]} tokens, token {end} does not fit; reset it or make a longer one")
         stored[:, :, :, self.position : end] = keys_values
         return stored[:, :, :, :end]
 
-# %% ../nbs/02_transformer.ipynb #02-004
+# %% ../nbs/02_transformer.ipynb #02-033
 class TransformerLayer(nn.Module):
     "Pre-norm causal self-attention and a GELU network of four times the width, each added to its input (after dropout)."
 
@@ -57,12 +66,12 @@ class TransformerLayer(nn.Module):
         self.network_output = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None, index: int = 0) -> Tensor:  # (B, N, W) -> (B, N, W)
-        "All tokens in parallel. With an empty cache, also leave their keys and values there."
+        "All tokens in parallel. With an empty cache, also leave their keys and values there, as those of layer `index`."
         batch, tokens, width = x.shape
         projected = self.query_key_value(self.attention_norm(x))
         query_key_value = projected.view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
-            cache.extend(index, query_key_value[1:])
+            cache.extend(index, query_key_value[1:].detach())
         attended = F.scaled_dot_product_attention(*query_key_value, is_causal=True)
         branch = self.attention_output(attended.transpose(1, 2).reshape(batch, tokens, width))
         x = x + F.dropout(branch, self.dropout, self.training)
@@ -82,21 +91,27 @@ class TransformerLayer(nn.Module):
         hidden = F.gelu(F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), self.network_input.weight))
         return torch.addmm(x, hidden, self.network_output.weight.T)
 
-# %% ../nbs/02_transformer.ipynb #02-005
+# %% ../nbs/02_transformer.ipynb #02-035
 class CausalTransformer(nn.Module):
     """A stack of layers and a final norm: output i depends on inputs 1..i only.
 
     `forward` reads a whole sequence, `step` one more token; `new_cache` makes the memory that joins them.
     """
 
-    def __init__(self, width: int, layers: int, heads: int, dropout: float = 0.0):
+    def __init__(
+        self,
+        width: int,  # W
+        layers: int,  # L
+        heads: int,  # H, a divisor of the width
+        dropout: float = 0.0,  # share of every branch's output zeroed while training
+    ):
         super().__init__()
         self.layers = nn.ModuleList(TransformerLayer(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         for layer in self.layers:
             for linear in (layer.query_key_value, layer.attention_output, layer.network_input, layer.network_output):
                 nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-            for linear in (layer.attention_output, layer.network_output):  # 2L branches add up to about unit variance
+            for linear in (layer.attention_output, layer.network_output):  # 2L branches add up to unit variance at most
                 linear.weight.data /= (2 * layers) ** 0.5
 
     def new_cache(self, batch: int, length: int) -> KeyValueCache:
@@ -115,7 +130,10 @@ class CausalTransformer(nn.Module):
         return self.norm(x)
 
     def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:  # (B, W) -> (B, W)
-        "Read one more token of every sequence. For sampling and inversion: no gradient flows through the cache."
+        "Read one more token of every sequence. For sampling and inversion: no dropout, no gradients."
+        if torch.is_grad_enabled():  # otherwise the cache would keep the graph of everything it ever stored
+            with torch.no_grad():
+                return self.step(x, cache)
         for index, layer in enumerate(self.layers):
             x = layer.step(x, cache, index)
         cache.position += 1

@@ -126,7 +126,7 @@ def test_shared_mixture_keeps_float32_accuracy_at_small_deviations(log_scale, ba
 def test_density_in_two_dimensions_integrates_to_one():
     for config in (dict(image_shape=(1, 1, 2), patch_size=1, informative_channels=None), dict(image_shape=(2, 1, 1), patch_size=1, informative_channels=1)):
         model = small_farmer(**config)
-        side = torch.linspace(-25, 25, 700, dtype=torch.float64)
+        side = torch.linspace(-16, 16, 200, dtype=torch.float64)
         images = torch.cartesian_prod(side, side).reshape(-1, *model.config.image_shape)
         label = torch.full((len(images),), 1)
         with torch.no_grad():
