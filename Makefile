@@ -54,6 +54,7 @@ pretrained: $(STAMP)
 
 build: $(STAMP)
 	$(BIN)/nbdev-export
+	$(BIN)/python tools/shrink_pictures.py
 	$(BIN)/nbdev-clean
 	$(BIN)/python tools/make_readme.py
 

@@ -19,7 +19,7 @@ from .data import CHROMA_AXES
 # Letters used for shapes:
 # B batch, C H W channels, height and width of an image, p patch size, N tokens, d channels of a token
 
-# %% ../nbs/01_patches.ipynb #01-013
+# %% ../nbs/01_patches.ipynb #01-014
 def dequantize(
     images: Tensor,  # (B, C, H, W) in [-1, 1], on a grid of `levels` equally spaced values
     levels: int,  # number of values of a channel: 256 for 8-bit images
@@ -29,7 +29,7 @@ def dequantize(
     noise = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
     return images + (noise - 0.5) * (2 / (levels - 1))
 
-# %% ../nbs/01_patches.ipynb #01-026
+# %% ../nbs/01_patches.ipynb #01-027
 def bits_per_dimension(
     log_density: Tensor,  # (B,) nats, the log-density of uniformly dequantised images in [-1, 1]
     dimensions: int,  # C H W
@@ -42,7 +42,7 @@ def bits_per_dimension(
     """
     return -(log_density / dimensions + math.log(2 / (levels - 1))) / math.log(2)
 
-# %% ../nbs/01_patches.ipynb #01-035
+# %% ../nbs/01_patches.ipynb #01-036
 def add_gaussian_noise(
     images: Tensor,  # (B, C, H, W)
     deviation: float,  # standard deviation of the noise, in units of the image's [-1, 1]
@@ -61,8 +61,9 @@ def cosine_schedule(
     "Half a cosine from `start` to `end`: the paper's schedule of the noise and of the learning rate."
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
-# %% ../nbs/01_patches.ipynb #01-046
+# %% ../nbs/01_patches.ipynb #01-047
 def _check_patch_size(patch_size: int, height: int, width: int) -> None:
+    "Raise ValueError unless patches tile the image."
     if patch_size < 1 or height % patch_size or width % patch_size:
         raise ValueError(f"patch size {patch_size} does not divide the image size {height}x{width}; choose a common divisor of both")
 
@@ -92,7 +93,7 @@ def unpatchify(
     grid = tokens.transpose(1, 2).reshape(len(tokens), -1, height // patch_size, width // patch_size)
     return F.pixel_shuffle(grid, patch_size)
 
-# %% ../nbs/01_patches.ipynb #01-056
+# %% ../nbs/01_patches.ipynb #01-057
 def principal_components(
     samples: Tensor,  # (n, d)
 ) -> Tensor:  # (d, d), rows orthonormal, largest variance first
@@ -102,7 +103,7 @@ def principal_components(
     largest = directions.abs().argmax(1, keepdim=True)  # fix the sign, which eigh leaves open
     return directions * directions.gather(1, largest).sign()
 
-# %% ../nbs/01_patches.ipynb #01-059
+# %% ../nbs/01_patches.ipynb #01-060
 LUMA_CHROMA = torch.cat([torch.full((1, 3), 3**-0.5, dtype=torch.float64), torch.from_numpy(CHROMA_AXES)])
 "(3, 3), orthonormal rows: luma and two chroma axes of RGB"
 
@@ -115,7 +116,7 @@ def luma_chroma_components(
     components = torch.stack([principal_components(plane) for plane in planes])
     return torch.einsum("akp,ac->akcp", components, LUMA_CHROMA).flatten(2).flatten(0, 1)
 
-# %% ../nbs/01_patches.ipynb #01-062
+# %% ../nbs/01_patches.ipynb #01-063
 class ChannelBasis(nn.Module):
     """A fixed rotation of every token's channels. Orthonormal, so its log-determinant is 0.
 
