@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .data import CHROMA_AXES
 
@@ -76,7 +75,8 @@ def patchify(
     if images.dim() != 4:
         raise ValueError(f"images of shape {tuple(images.shape)} cannot be cut into patches; pass (batch, C, H, W), one image as image[None]")
     _check_patch_size(patch_size, *images.shape[-2:])
-    return F.pixel_unshuffle(images, patch_size).flatten(2).transpose(1, 2)
+    grid = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # (B, C, H/p, p, W/p, p)
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def unpatchify(
@@ -90,8 +90,8 @@ def unpatchify(
     expected = (height * width // patch_size**2, channels * patch_size**2)
     if tuple(tokens.shape[1:]) != expected:
         raise ValueError(f"tokens of shape {tuple(tokens.shape)} do not fit images of {tuple(image_shape)}: expected (batch, {expected[0]}, {expected[1]})")
-    grid = tokens.transpose(1, 2).reshape(len(tokens), -1, height // patch_size, width // patch_size)
-    return F.pixel_shuffle(grid, patch_size)
+    grid = tokens.unflatten(2, (channels, patch_size, patch_size)).unflatten(1, (height // patch_size, width // patch_size))
+    return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # from (B, H/p, W/p, C, p, p) by way of (B, C, H/p, p, W/p, p)
 
 # %% ../nbs/01_patches.ipynb #01-057
 def principal_components(

@@ -1,0 +1,126 @@
+"The flow: what its lesson and the float64 checks leave open, such as depth, half precision and odd sizes."
+import pytest
+import torch
+from torch.testing import assert_close
+
+from farmer.flow import AutoregressiveBlock, AutoregressiveFlow
+
+
+def make_flow(blocks=3, tokens=6, channels=4, width=32, spread=0.3, **options) -> AutoregressiveFlow:
+    "A flow away from the identity."
+    torch.manual_seed(0)
+    flow = AutoregressiveFlow(tokens, channels, width, blocks, 1, 2, **options)
+    for block in flow.blocks:
+        torch.nn.init.normal_(block.output.weight, std=spread * width**-0.5)
+        torch.nn.init.normal_(block.output.bias, std=spread)
+    return flow.eval()
+
+
+def draw(*shape: int, seed: int = 0, **options) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **options)
+
+
+@pytest.mark.parametrize("scale_first", [True, False])
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_a_new_flow_is_the_identity(blocks, scale_first):
+    flow, x = AutoregressiveFlow(6, 4, 32, blocks, 2, 2, scale_first), draw(5, 6, 4)
+    z, logdet = flow(x)
+    assert torch.equal(z, x) and torch.equal(logdet, torch.zeros(5))
+    assert torch.equal(flow.inverse(x), x)
+
+
+def test_trained_deep_flow_inverts_in_float32():
+    "Tokens of small deviation, as the details of an image: eight blocks learn to magnify them many times."
+    torch.manual_seed(0)
+    flow = AutoregressiveFlow(8, 3, 32, 8, 1, 1)
+    optimiser = torch.optim.AdamW(flow.parameters(), lr=5e-3)
+    mixing = draw(24, 24) * 24**-0.5
+    for step in range(60):
+        x = 0.05 * torch.tanh(2 * draw(32, 24, seed=step) @ mixing).unflatten(1, (8, 3))
+        z, logdet = flow(x)
+        loss = (0.5 * z.square().sum(dim=(1, 2)) - logdet).mean() / 24
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        z, logdet = flow(x)
+    assert logdet.mean() / 24 > 2  # it did learn to magnify, by e^2 and more
+    assert (flow.inverse(z) - x).abs().max() <= 1e-5 * x.abs().max()
+    latents = draw(32, 8, 3, seed=99)
+    with torch.no_grad():
+        again, _ = flow(flow.inverse(latents))
+    assert (again - latents).abs().max() <= 1e-4 * latents.abs().max()  # of unseen latents, through the magnifying direction
+
+
+@pytest.mark.parametrize("scale_first", [True, False])
+def test_every_weight_learns(scale_first):
+    flow = make_flow(scale_first=scale_first, dropout=0.1).train()
+    z, logdet = flow(draw(5, 6, 4))
+    (z.square().sum() - logdet.sum()).backward()
+    for name, parameter in flow.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        rows = parameter.grad.flatten(1) if parameter.dim() > 1 else parameter.grad.unsqueeze(1)
+        assert (rows != 0).any(1).all(), f"a row of {name} gets no gradient"
+
+
+def test_unchanged_tokens_are_those_that_a_block_reads_first():
+    "Odd blocks read forwards, even ones backwards, and the states keep the image's order."
+    x = draw(5, 6, 4)
+    states, _ = make_flow(blocks=4, scale_first=False).states(x)
+    for index, (before, after) in enumerate(zip(states, states[1:])):
+        changed = (before != after).any(2).all(0).tolist()
+        assert changed == ([True] * 5 + [False] if index % 2 else [False] + [True] * 5)
+
+
+def test_half_precision_still_counts_in_float32():
+    flow, x = make_flow(), draw(16, 6, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z, logdet = flow(x)
+        states, logdets = flow.states(x)
+    assert {t.dtype for t in (z, logdet, *states, *logdets)} == {torch.float32}
+    exact_z, exact_logdet = flow(x)
+    assert_close(z, exact_z, rtol=0.05, atol=0.05)  # bfloat16 has 8 significant bits
+    assert_close(logdet, exact_logdet, rtol=0.05, atol=0.05)
+    assert not torch.equal(logdet, exact_logdet)  # the transformer did compute in half precision
+    logdet.sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in flow.parameters() if parameter.grad is not None)
+
+
+def test_dropout_does_not_touch_evaluation():
+    flow, x = make_flow(dropout=0.5), draw(5, 6, 4)
+    z, _ = flow(x)
+    assert_close(flow.inverse(z), x, rtol=0, atol=1e-5)
+    assert not torch.equal(flow.train()(x)[0], z)
+
+
+def test_what_the_inverse_returns_can_be_trained_on():
+    flow = make_flow()
+    images = flow.inverse(draw(5, 6, 4))
+    assert not images.requires_grad and not images.is_inference()
+    flow(images)[1].sum().backward()
+    assert flow.blocks[0].output.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("scale_first", [True, False])
+@pytest.mark.parametrize("images, tokens, channels", [(0, 6, 4), (3, 1, 4), (3, 6, 1), (1, 1, 1)])
+def test_odd_sizes(images, tokens, channels, scale_first):
+    flow, x = make_flow(tokens=tokens, channels=channels, scale_first=scale_first), draw(images, tokens, channels)
+    z, logdet = flow(x)
+    assert z.shape == x.shape and logdet.shape == (images,)
+    assert_close(flow.inverse(z), x, rtol=0, atol=1e-5)
+    if tokens == 1 and not scale_first:
+        assert torch.equal(z, x)
+
+
+def test_predictions_never_read_the_token_they_serve():
+    "Token i can be anything, and mu and s of tokens 1 to i stay what they were."
+    torch.manual_seed(0)
+    block = AutoregressiveBlock(6, 4, 32, 2, 2).eval()
+    torch.nn.init.normal_(block.output.weight)
+    x = draw(2, 6, 4)
+    for i in range(6):
+        changed = x.clone()
+        changed[:, i] = 1e3
+        for before, after in zip(block.predict(x), block.predict(changed)):
+            assert_close(after[:, : i + 1], before[:, : i + 1], rtol=0, atol=1e-6)
+            assert i == 5 or (after[:, i + 1] - before[:, i + 1]).abs().max() > 1e-3
