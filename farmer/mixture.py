@@ -78,7 +78,7 @@ class GaussianMixture:
     def sample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         "Draw (*sample_shape, *batch_shape, D) values: first a component, then a value from it."
         weight = self.logits.softmax(-1).reshape(-1, self.logits.shape[-1])
-        mean, log_scale = (p.reshape(-1, *p.shape[-2:]) for p in (self.component_mean, self.component_log_scale))
+        mean, log_scale = (p.reshape(self.batch_shape.numel(), *p.shape[-2:]) for p in (self.component_mean, self.component_log_scale))
         values = _draw(weight, mean, log_scale, math.prod(sample_shape), generator)
         return values.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 

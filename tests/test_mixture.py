@@ -271,3 +271,9 @@ def test_shared_distances_are_what_the_name_says():
     distances = shared_distances(value, mixture.component_mean, mixture.component_log_scale)
     expected = ((value[:, None] - mixture.component_mean) / mixture.component_log_scale.exp()).square().sum(-1)
     assert_close(distances, expected, rtol=0, atol=1e-10)
+
+
+def test_values_of_no_dimensions_can_be_drawn():
+    "What a model without redundant channels asks for."
+    mixture = GaussianMixture(torch.zeros(3, 1, 2), torch.zeros(3, 1, 2, 0), torch.zeros(3, 1, 2, 0))
+    assert mixture.sample((5,)).shape == (5, 3, 1, 0) and torch.equal(mixture.log_prob(torch.zeros(3, 4, 0)), torch.zeros(3, 4))
