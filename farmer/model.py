@@ -195,7 +195,7 @@ class FarmerNetwork(nn.Module):
 
     def reading_order(self, tokens: Tensor) -> Tensor:  # (B, N, ...) -> (B, N, ...)
         "Between the image's token order and the prior's; its own inverse."
-        reverse = self.flow.next_order_is_reversed == self.config.final_order_flip
+        reverse = self.flow.next_order_is_reversed == self.config.final_order_flip  # no flip: the opposite, the last block's
         return tokens.flip(1) if reverse else tokens
 
     def forward(
@@ -302,9 +302,9 @@ def exact(method: Callable) -> Callable:
 class FarmerLikelihood(FarmerNetwork):
     """The half of a FARMER that reads images: densities, bits per dimension, latents.
 
-    Images, labels and latents may have any float or integer type and lie on any device; wrong ones raise a ValueError that
-    says what is expected. Dropout is off in every method; only a direct call, `model(images, labels)`, which training uses,
-    obeys `model.train()`.
+    Images may have any float type, labels any integer type, and both may lie on any device; wrong ones raise a ValueError
+    that says what is expected. Dropout is off in every method; only a direct call, `model(images, labels)`, which training
+    uses, obeys `model.train()`.
     """
 
     @exact
