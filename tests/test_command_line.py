@@ -97,7 +97,7 @@ def test_mistakes_end_with_one_line_and_status_2(tmp_path, capsys):
     for wrong in (0, 4, -1):
         assert "informative_channels" in mistake(capsys, "train", "digits", "--informative-channels", wrong, "--folder", new)
     assert "steps must be above 0" in mistake(capsys, "train", "digits", "--steps", "0", "--folder", new)
-    assert "needs RGB" in mistake(capsys, "train", "digits", "--basis", "luma-chroma", "--folder", new)
+    assert "needs 3 channels (RGB)" in mistake(capsys, "train", "digits", "--basis", "luma-chroma", "--folder", new)
     assert "no model 'nothing'" in mistake(capsys, "sample", "nothing")
     assert "labels must be" in mistake(capsys, "sample", "digits", "--labels", "12")
     assert "count must be at least 1" in mistake(capsys, "sample", "digits", "--count", "0")
