@@ -19,13 +19,18 @@ from .transformer import CausalTransformer
 class AutoregressiveBlock(nn.Module):
     """One block of the flow: `z_i = (x_i - mu(x_<i)) * exp(s(x_<i))` (paper's AF block, with sigma = exp s).
 
-    Tokens are read in the order given. A causal transformer reads a learned start token and then the tokens; its
-    output before token i gives mu and s of token i. Token 1 thus has a mu and s of its own, learned constants; with
-    `scale_first=False` it passes unchanged, as in the paper. A new block is the identity: its last layer starts at zero.
+    A causal transformer reads a learned start token, then the tokens in order; its output before token i gives mu_i, s_i.
     """
 
     def __init__(
-        self, tokens: int, channels: int, width: int, layers: int, heads: int, scale_first: bool = True, dropout: float = 0.0
+        self,
+        tokens: int,  # N
+        channels: int,  # d
+        width: int,  # W
+        layers: int,  # of the transformer
+        heads: int,  # of its attention, a divisor of W
+        scale_first: bool = True,  # give token 1, too, mu and s: learned constants; False: pass it unchanged (paper)
+        dropout: float = 0.0,  # inside the transformer, during training
     ):
         super().__init__()
         self.scale_first = scale_first
@@ -34,7 +39,7 @@ class AutoregressiveBlock(nn.Module):
         self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.transformer = CausalTransformer(width, layers, heads, dropout)
         self.output = nn.Linear(width, 2 * channels)
-        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.weight)  # so that a new block is the identity
         nn.init.zeros_(self.output.bias)
 
     def shift_and_log_scale(self, hidden: Tensor) -> tuple[Tensor, Tensor]:  # (..., W) -> mu and s, (..., d) each
@@ -44,9 +49,8 @@ class AutoregressiveBlock(nn.Module):
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> mu and s of every token, (B, N, d) each
         "All tokens at once: the transformer reads the start token and all tokens but the last."
-        start = self.start.expand(len(x), 1, -1)
-        hidden = self.transformer(torch.cat([start, self.input(x[:, :-1])], dim=1) + self.position)
-        shift, log_scale = self.shift_and_log_scale(hidden)
+        read = torch.cat([self.start.expand(len(x), 1, -1), self.input(x[:, :-1])], dim=1) + self.position
+        shift, log_scale = self.shift_and_log_scale(self.transformer(read))
         if not self.scale_first:
             shift, log_scale = (F.pad(parameter[:, 1:], (0, 0, 1, 0)) for parameter in (shift, log_scale))
         return shift, log_scale
@@ -55,12 +59,11 @@ class AutoregressiveBlock(nn.Module):
         shift, log_scale = self.predict(x)
         return (x - shift) * log_scale.exp(), log_scale.sum(dim=(1, 2))
 
-    @torch.no_grad()
     def inverse(self, z: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
         "Token by token: x_i needs mu and s, which need x_<i. Exact; the cache spares reading earlier tokens again."
         batch, tokens, _ = z.shape
         x = torch.empty_like(z)
-        with torch.inference_mode():  # skips autograd's bookkeeping, a third of the time of a small model's step
+        with torch.inference_mode():  # no autograd, whose bookkeeping is a third of a small model's step
             cache = self.transformer.new_cache(batch, tokens)
             position = self.position + self.input.bias
             read = (self.start + self.position[0]).expand(batch, -1)
@@ -86,13 +89,15 @@ class AutoregressiveFlow(nn.Module):
         tokens: int,  # N
         channels: int,  # d
         width: int,  # W
-        blocks: int,
+        blocks: int,  # n, 1 or more
         layers: int,  # transformer layers of each block
-        heads: int,
-        scale_first: bool = True,
+        heads: int,  # a divisor of W
+        scale_first: bool = True,  # as in AutoregressiveBlock
         dropout: float = 0.0,
     ):
         super().__init__()
+        if blocks < 1:
+            raise ValueError(f"a flow of {blocks} blocks maps nothing; choose 1 block or more")
         self.blocks = nn.ModuleList(
             AutoregressiveBlock(tokens, channels, width, layers, heads, scale_first, dropout) for _ in range(blocks)
         )

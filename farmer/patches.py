@@ -47,7 +47,7 @@ def add_gaussian_noise(
     deviation: float,  # standard deviation of the noise, in units of the image's [-1, 1]
     generator: torch.Generator | None = None,
 ) -> Tensor:  # (B, C, H, W)
-    "Gaussian dequantisation (paper, section on the data side): `images + deviation * N(0, 1)`."
+    "Gaussian dequantisation (the paper's noise): `images + deviation * N(0, 1)`."
     noise = torch.randn(images.shape, generator=generator, dtype=images.dtype, device=images.device)
     return images + deviation * noise
 
@@ -142,7 +142,11 @@ class ChannelBasis(nn.Module):
         patch_size: int,  # p
         kind: str,  # "pixels", "pca" or "luma-chroma"
     ) -> "ChannelBasis":
-        "Choose the rotation from training images. Raises ValueError for an unknown kind, or luma-chroma without RGB."
+        """Choose the rotation from training images.
+
+        Raises ValueError if their patches have not as many channels as the basis, for an unknown kind, or for
+        luma-chroma without RGB.
+        """
         samples = patchify(images, patch_size).flatten(0, 1).cpu().double()  # not every GPU has float64
         channels = samples.shape[1]
         if channels != len(self.matrix):

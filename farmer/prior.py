@@ -46,16 +46,18 @@ class AutoregressivePrior(nn.Module):
         tokens: int,  # N
         partition: ChannelPartition,
         num_classes: int,  # labels 0 .. num_classes - 1; num_classes itself is the null class
-        width: int,
-        layers: int,
-        heads: int,
-        components: int,  # K
-        redundant_components: int,  # K_R
-        condition_repeats: int,  # M
-        redundant: str = "mixture",
-        dropout: float = 0.0,
+        width: int,  # W, a multiple of heads
+        layers: int,  # of the transformer
+        heads: int,  # of its attention
+        components: int,  # K, of the mixture of an informative token
+        redundant_components: int,  # K_R, of the mixture that all redundant tokens share
+        condition_repeats: int,  # M, how often the transformer reads the condition
+        redundant: str = "mixture",  # density of z^R: "mixture", or "standard-normal" for N(0, 1)
+        dropout: float = 0.0,  # of the transformer while it trains
     ):
         super().__init__()
+        if redundant not in ("mixture", "standard-normal"):
+            raise ValueError(f"redundant must be one of mixture, standard-normal; got {redundant!r}")
         self.tokens, self.partition, self.condition_repeats = tokens, partition, condition_repeats
         self.condition = nn.Embedding(num_classes + 1, width)
         nn.init.normal_(self.condition.weight, std=0.02)
@@ -76,10 +78,8 @@ class AutoregressivePrior(nn.Module):
         normal = hidden.new_zeros(len(hidden), 1, 1, self.partition.redundant)
         return GaussianMixture(normal.sum(-1), normal, normal)
 
-    def mixtures(
-        self, informative: Tensor, labels: Tensor  # (B, N, d_I), (B,)
-    ) -> tuple[GaussianMixture, GaussianMixture]:  # batch_shape (B, N) and (B, 1)
-        "The predicted mixture of every informative token, given those before it, and the shared one given them all."
+    def mixtures(self, informative: Tensor, labels: Tensor) -> tuple[GaussianMixture, GaussianMixture]:  # (B, N, d_I), (B,)
+        "The mixtures of all informative tokens given those before, batch_shape (B, N); the shared one given all, (B, 1)."
         tokens = self.input(informative) + self.position[self.condition_repeats :]
         hidden = self.transformer(torch.cat([self.prefix(labels), tokens], dim=1))
         before = hidden[:, self.condition_repeats - 1 : -1]
@@ -94,7 +94,7 @@ class AutoregressivePrior(nn.Module):
     def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:  # (B,) -> (B, N, d)
         return sample_prior(self, labels, generator)
 
-# %% ../nbs/05_prior.ipynb #05-032
+# %% ../nbs/05_prior.ipynb #05-034
 class StandardNormalPrior(nn.Module):
     "All channels of all tokens independent N(0, 1), whatever the label. Over all channels it is TarFlow's prior: a baseline."
 
@@ -114,7 +114,7 @@ class StandardNormalPrior(nn.Module):
         shape = (len(labels), *self.mean.shape)
         return torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
 
-# %% ../nbs/05_prior.ipynb #05-037
+# %% ../nbs/05_prior.ipynb #05-039
 def drop_labels(
     labels: Tensor,  # (B,) integers
     probability: float,  # of replacing a label by the null class
@@ -125,7 +125,7 @@ def drop_labels(
     dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < probability
     return torch.where(dropped, null_class, labels)
 
-# %% ../nbs/05_prior.ipynb #05-046
+# %% ../nbs/05_prior.ipynb #05-048
 @torch.no_grad()
 def sample_prior(prior: AutoregressivePrior, labels: Tensor, generator: torch.Generator | None) -> Tensor:  # (B,) -> (B, N, d)
     "Draw the informative tokens one by one, reading each back through the key/value cache, then all redundant ones at once."

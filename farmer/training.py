@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'KEPT_CHECKPOINTS', 'PARTS', 'TrainingConfig', 'derive_seed', 'BatchStream', 'warmed_up_average',
-           'best_device', 'evaluate_bits_per_dim', 'evaluate', 'checkpoints', 'save_checkpoint', 'load_checkpoint',
-           'read_log', 'plot_log', 'check_dataset', 'stop_unless_finite', 'train_step', 'Trainer']
+           'best_device', 'evaluate_bits_per_dim', 'evaluate', 'fingerprint', 'checkpoints', 'save_checkpoint',
+           'load_checkpoint', 'read_log', 'rewind_log', 'plot_log', 'check_dataset', 'stop_unless_finite', 'train_step',
+           'Trainer']
 
 # %% ../nbs/08_training.ipynb #08-002
 import io
@@ -13,6 +14,7 @@ import json
 import math
 import pickle
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
+from .data import to_levels
 from .model import Farmer, FarmerConfig, write_atomically
 from .patches import add_gaussian_noise, bits_per_dimension, cosine_schedule, dequantize
 from .prior import drop_labels
@@ -177,9 +180,16 @@ def evaluate(trainer: "Trainer") -> dict:
     return {"step": trainer.step, **bits, "samples": str(grid.relative_to(trainer.folder))}
 
 # %% ../nbs/08_training.ipynb #08-019
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 KEPT_CHECKPOINTS = 2
 PARTS = ("informative", "redundant", "logdet")  # of the log-density, the names of `Farmer.forward`'s three results
+
+
+def fingerprint(dataset: Dataset) -> str:
+    "Tells data sets apart: the number of images and a checksum of 16 of them, with labels, spread evenly."
+    images, labels = dataset.batch(torch.linspace(0, len(dataset) - 1, min(16, len(dataset))).long().tolist())
+    pixels = to_levels(images, dataset.levels)
+    return f"{len(dataset)} images, {zlib.crc32(labels.numpy().tobytes(), zlib.crc32(pixels.numpy().tobytes())):08x}"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -194,6 +204,7 @@ def save_checkpoint(trainer: "Trainer") -> Path:
         "step": trainer.step,
         "model_config": asdict(trainer.model.config),
         "training_config": asdict(trainer.config),
+        "data": trainer.data,
         "model": trainer.model.state_dict(),
         "average": trainer.average.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
@@ -209,7 +220,7 @@ def save_checkpoint(trainer: "Trainer") -> Path:
 
 # %% ../nbs/08_training.ipynb #08-020
 def load_checkpoint(trainer: "Trainer", path: Path) -> None:
-    "Go on from a checkpoint. Raises ValueError for a damaged or foreign file, or one of another configuration."
+    "Go on from a checkpoint. Raises ValueError for a damaged or foreign file, or one of another configuration or other data."
     try:
         state = torch.load(path, map_location=trainer.device, weights_only=True)
         version = state["farmer_checkpoint"]
@@ -222,24 +233,39 @@ def load_checkpoint(trainer: "Trainer", path: Path) -> None:
         changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)]
         if changed:
             raise ValueError(f"{path} belongs to another run ({'; '.join(changed)}); use its settings or a new folder")
+    if state["data"] != trainer.data:
+        raise ValueError(f"{path} belongs to a run on other data ({state['data']} -> {trainer.data}); use its data or a new folder")
     trainer.model.load_state_dict(state["model"])
     trainer.average.load_state_dict(state["average"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.step = state["step"]
-    log = trainer.folder / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    kept = [line + "\n" for line in lines if json.loads(line)["step"] <= trainer.step]
-    write_atomically(log, "".join(kept).encode())
 
 # %% ../nbs/08_training.ipynb #08-022
 def read_log(folder: str | Path) -> list[dict]:
-    "The records of a run, one per line of its log: training records have `loss`, evaluations `held_out_average`."
-    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    """The records of a run, one per line of its log: training records have `loss`, evaluations `held_out_average`.
+
+    A line that does not parse was cut by a crash and is left out.
+    """
+    records = []
+    for line in (Path(folder) / "log.jsonl").read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
 
 
+def rewind_log(folder: Path, step: int) -> None:
+    "Drop the records after a step, which a run that goes on from there writes again, and lines cut by a crash."
+    if (folder / "log.jsonl").exists():
+        kept = [json.dumps(record) + "\n" for record in read_log(folder) if record["step"] <= step]
+        write_atomically(folder / "log.jsonl", "".join(kept).encode())
+
+# %% ../nbs/08_training.ipynb #08-023
 def plot_log(folder: str | Path) -> None:
     "Draw a run: loss and held-out bits/dim, the three parts of the log-density, gradient norm."
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     log = read_log(folder)
     steps, held_out = [r for r in log if "loss" in r], [r for r in log if "held_out_average" in r]
@@ -256,6 +282,9 @@ def plot_log(folder: str | Path) -> None:
     parts.legend(frameon=False)
     norm.plot(x, [r["gradient_norm"] for r in steps], color="0.4")
     norm.set(yscale="log", title="Gradient norm, before clipping")
+    norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    norm.yaxis.set_major_formatter("{x:g}")
+    norm.yaxis.set_minor_formatter(NullFormatter())
     for axes in (loss, parts, norm):
         axes.set_xlabel("step")
 
@@ -269,7 +298,7 @@ def check_dataset(dataset: Dataset, config: FarmerConfig) -> None:
     if len(dataset) == 0:
         raise ValueError("the data set is empty")
 
-# %% ../nbs/08_training.ipynb #08-024
+# %% ../nbs/08_training.ipynb #08-025
 def stop_unless_finite(trainer: "Trainer", values: dict[str, Tensor]) -> None:
     "Raise FloatingPointError with the step, the quantity and the last good checkpoint."
     for name, value in values.items():
@@ -305,12 +334,12 @@ def train_step(trainer: "Trainer", images: Tensor, labels: Tensor) -> dict:  # (
     values = {name: part.item() for name, part in zip(PARTS, parts)}
     return {"step": trainer.step, "loss": bits, **values, "gradient_norm": norm.item(), "noise": noise}
 
-# %% ../nbs/08_training.ipynb #08-026
+# %% ../nbs/08_training.ipynb #08-027
 class Trainer:
     """Trains a model on a data set, writing a log, sample grids and checkpoints to a folder.
 
-    A folder that already holds a checkpoint of the same configuration is resumed from; of another one, refused with a
-    ValueError. `model` has the latest weights, `average.module` their moving average, which is what to use afterwards.
+    A folder that already holds a checkpoint of the same configuration and data is resumed from; of others, refused with
+    a ValueError. `model` has the latest weights, `average.module` their moving average, which is what to use afterwards.
     """
 
     def __init__(
@@ -324,7 +353,7 @@ class Trainer:
     ):
         check_dataset(dataset, model.config)
         self.dataset, self.held_out, self.config, self.folder = dataset, held_out, config, Path(folder)
-        self.device, self.step = torch.device(device or best_device()), 0
+        self.device, self.step, self.data = torch.device(device or best_device()), 0, fingerprint(dataset)
         spread = torch.linspace(0, len(dataset) - 1, min(4096, len(dataset))).long().tolist()
         model.basis.fit(dataset.batch(spread)[0], model.config.patch_size, model.config.basis)
         self.model = model.to(self.device).train()
@@ -335,9 +364,10 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if saved := checkpoints(self.folder):
             load_checkpoint(self, saved[-1])
+        rewind_log(self.folder, self.step)
 
     def train(self, last_step: int | None = None) -> None:
-        "Go on to `last_step`, or to the end. Evaluates and saves on the way and at the end."
+        "Go on to `last_step`, or to the end. Evaluates and saves on the way, saves where it stops, evaluates at the end of the run."
         last_step = min(last_step or self.config.steps, self.config.steps)
         stream = BatchStream(len(self.dataset), self.config.batch_size, self.config.seed, self.step, last_step)
         batches = DataLoader(self.dataset, batch_sampler=stream)

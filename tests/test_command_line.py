@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from farmer.cli import PRESETS, main, text_images
+from farmer.cli import PRESETS, main, parse, text_images
 from farmer.model import Farmer
 from farmer.training import checkpoints, read_log
 
@@ -78,7 +78,7 @@ def test_killed_and_interrupted_runs_go_on(tmp_path):
         process.send_signal(stop)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == status, errors
-    assert "the same command goes on from the last checkpoint" in errors
+    assert "training goes on from its last checkpoint when the same command is given again" in errors
     reached = int(checkpoints(run)[-1].stem[5:])
     process = farmer(*arguments)
     printed, errors = process.communicate(timeout=120)
@@ -101,9 +101,27 @@ def test_mistakes_end_with_one_line_and_status_2(tmp_path, capsys):
     assert "no model 'nothing'" in mistake(capsys, "sample", "nothing")
     assert "labels must be" in mistake(capsys, "sample", "digits", "--labels", "12")
     assert "count must be at least 1" in mistake(capsys, "sample", "digits", "--count", "0")
+    assert "scale of the guidance must be a finite number, 0 or more" in mistake(capsys, "sample", "digits", "--guidance", "-1")
+    assert "or one of paper-1.1b-p16" in mistake(capsys, "sample", "digits", "--guidance", "much")
+    assert "cannot be guided" in mistake(capsys, "sample", "digits", "--labels", "10", "--guidance", "1")
     (tmp_path / "empty").mkdir()
     assert str(tmp_path / "empty") in mistake(capsys, "train", "glyphs", "--data", tmp_path / "empty", "--folder", new)
     assert str(tmp_path / "absent") in mistake(capsys, "train", "glyphs", "--data", tmp_path / "absent", "--folder", new)
+
+
+def test_none_is_understood_in_lower_case():
+    run = parse(["train", "digits", "--informative-channels", "none", "--device", "none"]).run
+    assert run.model.informative_channels is None and run.device is None
+
+
+@pytest.mark.parametrize("guidance", ["2", "paper-1.9b-p8"])
+def test_guided_samples_and_their_report(tmp_path, capsys, guidance):
+    command = ["sample", "digits", "--labels", "3", "--count", "4", "--output", str(tmp_path / "a.png")]
+    main(command)
+    plain = read_image(tmp_path / "a.png")
+    assert "guidance" not in capsys.readouterr().out
+    main([*command, "--guidance", guidance])
+    assert "guidance: effective sample size" in capsys.readouterr().out and not torch.equal(read_image(tmp_path / "a.png"), plain)
 
 
 def test_a_corrupt_image_is_named(tmp_path, capsys):

@@ -29,6 +29,12 @@ def test_a_new_flow_is_the_identity(blocks, scale_first):
     assert torch.equal(flow.inverse(x), x)
 
 
+@pytest.mark.parametrize("blocks", [0, -1])
+def test_a_flow_without_blocks_is_refused(blocks):
+    with pytest.raises(ValueError, match="choose 1 block or more"):
+        AutoregressiveFlow(6, 4, 32, blocks, 1, 2)
+
+
 def test_trained_deep_flow_inverts_in_float32():
     "Tokens of small deviation, as the details of an image: eight blocks learn to magnify them many times."
     torch.manual_seed(0)

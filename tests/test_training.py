@@ -119,6 +119,47 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
         make(tmp_path, config=replace(CONFIG, components=4))
 
 
+@pytest.mark.parametrize("change", ["images", "labels", "number"])
+def test_checkpoint_of_other_data_is_refused(tmp_path, change):
+    make(tmp_path).train(last_step=2)
+    other = {"images": stripes(seed=1), "labels": stripes(), "number": stripes(51)}[change]
+    if change == "labels":
+        other.labels = 1 - other.labels
+    with pytest.raises(ValueError, match=f"belongs to a run on other data .50 images, [0-9a-f]{{8}} -> {len(other)} images, [0-9a-f]{{8}}."):
+        make(tmp_path, dataset=other)
+    assert make(tmp_path, dataset=stripes()).step == 2  # the same data, made again
+
+
+def without_speed(log: list[dict]) -> list[dict]:
+    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in log]
+
+
+def test_a_log_line_cut_by_a_crash_spoils_only_itself(tmp_path):
+    whole = make(tmp_path / "whole")
+    whole.train()
+    make(tmp_path / "parts").train(last_step=11)
+    log = tmp_path / "parts" / "log.jsonl"
+    written = read_log(tmp_path / "parts")
+    assert [record["step"] for record in written] == [6, 10, 11]
+    log.write_bytes(log.read_bytes()[:-20])
+    assert read_log(tmp_path / "parts") == written[:-1]
+    resumed = make(tmp_path / "parts")
+    assert read_log(tmp_path / "parts") == written[:-1]
+    resumed.train()
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
+    assert without_speed(read_log(tmp_path / "parts")) == without_speed(read_log(tmp_path / "whole"))
+
+
+def test_a_log_without_a_checkpoint_is_of_a_run_that_starts_again(tmp_path):
+    make(tmp_path / "whole").train()
+    make(tmp_path / "parts").log({"step": 3, "loss": 1.0})
+    with open(tmp_path / "parts" / "log.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # killed while it wrote, before the first checkpoint
+    make(tmp_path / "parts").train()
+    assert without_speed(read_log(tmp_path / "parts")) == without_speed(read_log(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "other version", "empty"])
 def test_damaged_checkpoint(tmp_path, damage):
     make(tmp_path).train(last_step=2)
