@@ -51,7 +51,7 @@ def parallel(layer, x: Tensor, cache=None, index=0) -> Tensor:
 
 ATTEMPTS = {
     "as it is": TransformerLayer.forward,
-    "residual fused into the product": fused_residual,
+    "residual fused into the product": fused_residual,  # autocast would round the residual stream
     "* GELU by tanh": with_activation(lambda x: F.gelu(x, approximate="tanh")),
     "* SiLU": with_activation(F.silu),
     "* ReLU": with_activation(F.relu),

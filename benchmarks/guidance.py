@@ -32,7 +32,7 @@ from farmer.guidance import (
     sample_guided, PAPER_GUIDANCE,
 )
 from farmer.mixture import GaussianMixture
-from farmer.model import Farmer
+from farmer.model import Farmer, Latents
 from farmer.training import Trainer
 
 SCALES = (0.5, 1.0, 2.0, 4.0)
@@ -292,11 +292,50 @@ def samples(name: str, count: int = 1000, seeds: int = 3) -> dict:
             result[way]["report of the last seed"] = report.summary()
         cells = [f"{statistics.mean(c):.{digits}f} ± {statistics.stdev(c):.{digits}f}" for c, digits in zip(columns, (3, 1, 1))]
         print(f"{way:32}{cells[0]:>17}{cells[1]:>22}{cells[2]:>22}   {report.summary() if report else ''}", flush=True)
+    for scale in (1.0, 4.0):
+        for average in (False, True):
+            drawn = sample_knowing_all_classes(model, wanted, scale, average, torch.Generator().manual_seed(0)).clamp(-1, 1)
+            accuracy = (judge(drawn).argmax(1) == wanted).float().mean().item()
+            distance = frechet_distance(judge.features(drawn), references["held-out images"])
+            name = f"default w={scale:g}, exact r" + (" and class-average p_u" if average else "") + ", seed 0"
+            result[name] = {"class accuracy": accuracy, "to held-out images": distance}
+            print(f"{name:48} class accuracy {accuracy:.3f}, Frechet distance to held-out images {distance:.1f}")
     for column in ("to training images", "to held-out images"):
         for way in ("default", "paper"):
             four, one = (statistics.mean(result[f"{way} w={scale}"][column]) for scale in (4, 1))
             print(f"Frechet distance {column}, w=4 over w=1: {way} {four / one:.2f}")
     return result
+
+
+@torch.inference_mode()
+def sample_knowing_all_classes(model: Farmer, labels: Tensor, scale: float, average: bool, generator: torch.Generator) -> Tensor:
+    """Images by the default way, with r the exact posterior over all classes, each read by the prior (not only the null class).
+
+    With `average`, p_u is the average of all classes by that posterior, too: then Bayes' rule holds exactly.
+    """
+    prior, classes, batch = model.prior, model.config.num_classes, torch.arange(len(labels))
+    informative = prior.position.new_empty(len(labels), prior.tokens, prior.partition.informative)
+    log_likelihood = informative.new_zeros(classes, len(labels))
+    cache = prior.transformer.new_cache((classes + 1) * len(labels), prior.condition_repeats + prior.tokens)
+    hidden = prior.transformer(prior.prefix(torch.arange(classes + 1).repeat_interleave(len(labels))), cache)[:, -1]
+    for i in range(prior.tokens):
+        predicted = prior.informative_head(hidden)
+        parts = [p.unflatten(0, (classes + 1, -1)) for p in (predicted.logits, predicted.component_mean, predicted.component_log_scale)]
+        every = [GaussianMixture(*(p[c] for p in parts)) for c in range(classes + 1)]
+        log_posterior = log_likelihood.log_softmax(0)
+        unconditional, posterior = every[-1], log_posterior[labels, batch].exp()
+        if average:
+            logits = torch.cat([m.logits.log_softmax(-1) + share.unsqueeze(-1) for m, share in zip(every, log_posterior)], -1)
+            unconditional = GaussianMixture(logits, *(p[:-1].transpose(0, 1).flatten(1, 2) for p in parts[1:]))
+            posterior = torch.zeros_like(posterior)
+        conditional = GaussianMixture(*(p[labels, batch] for p in parts))
+        informative[:, i] = PosteriorGuidance(scale).draw(conditional, unconditional, posterior, generator).value[0]
+        log_likelihood = log_likelihood + torch.stack([mixture.log_prob(informative[:, i]) for mixture in every[:-1]])
+        read = prior.input(informative[:, i]) + prior.position[prior.condition_repeats + i]
+        hidden = prior.transformer.step(read.repeat(classes + 1, 1), cache)
+    own = hidden.unflatten(0, (classes + 1, -1))[labels, batch]
+    redundant = prior.redundant_mixture(own).sample((prior.tokens,), generator).squeeze(2).transpose(0, 1)
+    return model.decode(Latents(model.reading_order(informative), model.reading_order(redundant)))
 
 
 # --- Trained heads

@@ -160,6 +160,7 @@ class ResamplingGuidance(Guidance):
         return drawn.value.transpose(0, 1), drawn.effective_sample_size
 
 # %% ../nbs/06_guidance.ipynb #06-022
+# The settings of the paper's four models (its appendix), by name.
 PAPER_GUIDANCE = {
     f"paper-{name}": ResamplingGuidance(
         scale,
@@ -175,7 +176,6 @@ PAPER_GUIDANCE = {
         ("1.9b-p8", 1.0, 0.1, 1.0, 1.5),
     )
 }
-"The settings of the paper's four models (its appendix), by name"
 
 # %% ../nbs/06_guidance.ipynb #06-025
 @dataclass(frozen=True)
