@@ -22,7 +22,11 @@ def read_image(path) -> torch.Tensor:  # (C, H, W) uint8
 
 
 def farmer(*arguments, **options):
-    return subprocess.Popen([sys.executable, "-m", "farmer.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    "The command in a process of its own. Jobs in the background of a shell ignore Ctrl-C and pass that on, hence the reset."
+    return subprocess.Popen(
+        [sys.executable, "-m", "farmer.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
+    )  # fmt: skip
 
 
 def photos(folder, per_class=12):
