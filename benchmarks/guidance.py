@@ -67,11 +67,11 @@ class PairedGuidance(Guidance):
 class PairedResamplingGuidance(Guidance):
     "Candidates from the paired mixture, weighed by p' over it."
 
-    num_candidates: int = 10
+    candidates: int = 10
 
     def draw(self, conditional, unconditional, posterior, generator=None) -> Draw:
         proposal = paired_mixture(conditional, unconditional, self.scale)
-        values = proposal.sample((self.num_candidates,), generator)
+        values = proposal.sample((self.candidates,), generator)
         log_target = (1 + self.scale) * conditional.log_prob(values) - self.scale * unconditional.log_prob(values)
         return resample(values, log_target - proposal.log_prob(values), generator)
 
@@ -105,7 +105,7 @@ WAYS = {
     "naive (JetFormer)": RejectionGuidance,
     "paper, 5 + 5": ResamplingGuidance,
     "balance, 5 + 5 (default)": PosteriorGuidance,
-    "balance, 50 + 50": lambda scale: PosteriorGuidance(scale, num_candidates=50),
+    "balance, 50 + 50": lambda scale: PosteriorGuidance(scale, candidates=50),
     "paired closed form": PairedGuidance,
     "paired, 10 resampled": PairedResamplingGuidance,
     "variational, 2 steps": lambda scale: VariationalGuidance(scale, iterations=2),

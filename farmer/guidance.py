@@ -268,7 +268,7 @@ class VariationalGuidance(Guidance):
     concerns more than half of it.
     """
 
-    num_candidates: int = 10
+    candidates: int = 10
     "candidates from the fitted mixture"
     iterations: int = 24
     "steps of the fit"
@@ -277,7 +277,7 @@ class VariationalGuidance(Guidance):
         if self.scale == 0:
             return draw_unguided(conditional, generator)
         proposal, held = variational_proposal(conditional, unconditional, self.scale, self.iterations)
-        values = proposal.sample((self.num_candidates,), generator)
+        values = proposal.sample((self.candidates,), generator)
         log_target = (1 + self.scale) * conditional.log_prob(values) - self.scale * unconditional.log_prob(values)
         drawn = resample(values, log_target - proposal.log_prob(values), generator)
         return Draw(drawn.value, drawn.effective_sample_size, drawn.fallback | (held > 0.5))
@@ -293,13 +293,13 @@ class PosteriorGuidance(Guidance):
     weighed by the balance heuristic.
     """
 
-    num_candidates: int = 5
+    candidates: int = 5
     "candidates from each of the two mixtures"
 
     def draw(self, conditional, unconditional, posterior, generator=None) -> Draw:
         if self.scale == 0:
             return draw_unguided(conditional, generator)
-        count = (self.num_candidates,)
+        count = (self.candidates,)
         own, other, again = (mixture.sample(count, generator) for mixture in (conditional, unconditional, conditional))
         settled = torch.rand(other.shape[:-1], generator=generator, dtype=other.dtype, device=other.device) < posterior
         values = torch.cat([own, torch.where(settled.unsqueeze(-1), again, other)])
