@@ -85,6 +85,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'farmer.guidance.ResamplingGuidance.draw': ('guidance.html#resamplingguidance.draw', 'farmer/guidance.py'),
                                  'farmer.guidance.ResamplingGuidance.draw_redundant': ( 'guidance.html#resamplingguidance.draw_redundant',
                                                                                         'farmer/guidance.py'),
+                                 'farmer.guidance.ResamplingGuidance.log_weights': ( 'guidance.html#resamplingguidance.log_weights',
+                                                                                     'farmer/guidance.py'),
                                  'farmer.guidance.ResamplingGuidance.proposal': ( 'guidance.html#resamplingguidance.proposal',
                                                                                   'farmer/guidance.py'),
                                  'farmer.guidance.VariationalGuidance': ('guidance.html#variationalguidance', 'farmer/guidance.py'),

@@ -137,14 +137,19 @@ class ResamplingGuidance(Guidance):
     def proposal(self, mixture: GaussianMixture) -> GaussianMixture:
         return mixture.tempered(self.proposal_weight_temperature, self.proposal_scale_temperature)
 
-    def candidates(self, conditional, unconditional, counts, generator) -> tuple[Tensor, Tensor]:  # (S, ..., D), (S, ...)
-        "Candidates from both mixtures, and their log-weights: `log p' - log proposal`, that is w or w + 1 times log p_c / p_u."
-        values = [self.proposal(mixture).sample((count,), generator) for mixture, count in zip((conditional, unconditional), counts)]
+    def log_weights(self, conditional, unconditional, own: Tensor, other: Tensor) -> list[Tensor]:  # 2 x (..., D) -> 2 x (...)
+        "`log p' - log proposal` of values that p_c and that p_u proposed: w and w + 1 times log p_c / p_u."
         weighing = self.weighing_weight_temperature, self.weighing_scale_temperature
         conditional, unconditional = conditional.tempered(*weighing), unconditional.tempered(*weighing)
-        log_ratio = [conditional.log_prob(value) - unconditional.log_prob(value) for value in values]
-        log_weight = torch.cat([self.scale * log_ratio[0], (self.scale + 1) * log_ratio[1]])
-        return torch.cat(values), self.score_temperature * log_weight
+        return [
+            self.score_temperature * power * (conditional.log_prob(values) - unconditional.log_prob(values))
+            for power, values in ((self.scale, own), (self.scale + 1, other))
+        ]
+
+    def candidates(self, conditional, unconditional, counts, generator) -> tuple[Tensor, Tensor]:  # (S, B, D), (S, B)
+        "`counts` candidates from the two mixtures, and their log-weights."
+        values = [self.proposal(mixture).sample((count,), generator) for mixture, count in zip((conditional, unconditional), counts)]
+        return torch.cat(values), torch.cat(self.log_weights(conditional, unconditional, *values))
 
     def draw(self, conditional, unconditional, posterior, generator=None) -> Draw:
         if self.scale == 0:
@@ -155,8 +160,10 @@ class ResamplingGuidance(Guidance):
     def draw_redundant(self, conditional, unconditional, tokens, generator=None) -> tuple[Tensor, Tensor | None]:
         if self.scale == 0:
             return super().draw_redundant(self.proposal(conditional), unconditional, tokens, generator)
-        pool, log_weight = self.candidates(conditional, unconditional, (self.redundant_candidates,) * 2, generator)
-        drawn = resample(pool.squeeze(2), log_weight.squeeze(2), generator, draws=tokens)
+        count = (self.redundant_candidates,)
+        values = [self.proposal(mixture).sample(count, generator).squeeze(2).transpose(0, 1) for mixture in (conditional, unconditional)]
+        log_weight = torch.cat(self.log_weights(conditional, unconditional, *values), dim=1)  # (B, S), by the way of shared mixtures
+        drawn = resample(torch.cat(values, dim=1).transpose(0, 1), log_weight.T, generator, draws=tokens)
         return drawn.value.transpose(0, 1), drawn.effective_sample_size
 
 # %% ../nbs/06_guidance.ipynb #06-022
