@@ -169,7 +169,7 @@ class Demo:
 
     def __call__(self) -> None:
         digits = PRESETS["digits"]
-        replace(digits, folder=self.folder, training=replace(digits.training, steps=1750, seed=self.seed))()
+        replace(digits, folder=self.folder, training=replace(digits.training, steps=1200, seed=self.seed))()
         model = Farmer.from_pretrained(self.folder / "model")
         train, test = (load_dataset("digits", split) for split in ("train", "test"))
         print("\nsamples of every class, drawn from noise:\n")
