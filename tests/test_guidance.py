@@ -69,7 +69,8 @@ def test_resample_follows_the_weights_and_says_when_it_cannot():
     drawn = resample(candidates, torch.tensor([1.0, 2.0, 5.0]).log().view(3, 1).expand(3, 30_000), seeded())
     for value, share in ((1, 1 / 8), (2, 2 / 8), (3, 5 / 8)):
         assert abs((drawn.value == value).double().mean() - share) < 4 * (share * (1 - share) / 30_000) ** 0.5
-    assert_close(drawn.effective_sample_size, torch.full((30_000,), 64 / 30)) and not drawn.fallback.any()
+    assert_close(drawn.effective_sample_size, torch.full((30_000,), 64 / 30))
+    assert not drawn.fallback.any()
     bad = torch.tensor([[math.nan, 0.0, -math.inf, 2.0], [-math.inf, math.nan, math.nan, math.inf]])
     drawn = resample(torch.arange(8.0).view(2, 4, 1), bad, seeded())
     assert drawn.fallback.tolist() == [True, False, True, False]
