@@ -19,7 +19,7 @@ help:
 	@echo "  make lab     open the notebooks in JupyterLab"
 	@echo "  make test    run every check and every notebook, as continuous integration does"
 	@echo "  make bench   time the fast code against plain or published code"
-	@echo "  make pretrained  train the embedded models again"
+	@echo "  make pretrained  train and distill the embedded models again"
 	@echo "  make build   after editing notebooks: export farmer/, clean nbs/, make README.md"
 	@echo ""
 	@echo "  PYTHON=python3.12                      interpreter for a new $(VENV), 3.10 or newer"
@@ -49,6 +49,7 @@ bench: $(STAMP)
 pretrained: $(STAMP)
 	for name in digits glyphs; do \
 	  $(BIN)/farmer train $$name --device cpu --folder runs/pretrained/$$name && \
+	  $(BIN)/farmer distill runs/pretrained/$$name --device cpu && \
 	  mkdir -p farmer/pretrained/$$name && cp runs/pretrained/$$name/model/* farmer/pretrained/$$name/ || exit 1; \
 	done
 

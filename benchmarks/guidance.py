@@ -280,8 +280,8 @@ def samples(name: str, count: int = 1000, seeds: int = 3) -> dict:
     for way, guidance in ways.items():
         rows = []
         for seed in range(seeds):
-            drawn, report = model.sample(wanted, torch.Generator().manual_seed(seed), guidance=guidance, return_report=True)
-            drawn = drawn.clamp(-1, 1)
+            latents, report = model.sample_latents(wanted, torch.Generator().manual_seed(seed), guidance=guidance, return_report=True)
+            drawn = model.decode(latents).clamp(-1, 1)
             features = judge.features(drawn)
             rows.append(
                 [(judge(drawn).argmax(1) == wanted).float().mean().item(), *(frechet_distance(features, reference) for reference in references.values())]

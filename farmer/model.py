@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'EMBEDDED', 'FarmerConfig', 'check_field', 'check_config', 'Latents', 'make_prior', 'FarmerNetwork',
            'check_images', 'check_levels', 'check_labels', 'check_latents', 'check_generator', 'check_guidance',
-           'exact', 'FarmerLikelihood', 'Farmer', 'replace_files', 'write_atomically', 'save_model', 'model_files',
-           'read_config', 'load_model']
+           'exact', 'FarmerLikelihood', 'InversionReport', 'SampleReport', 'invert_flow', 'FarmerSampler', 'Farmer',
+           'replace_files', 'write_atomically', 'checksum', 'save_model', 'model_files', 'read_config', 'read_tensors',
+           'load_student', 'load_model']
 
 # %% ../nbs/07_model.ipynb #07-003
 import functools
 import json
 import math
 import os
+import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import farmer
-from .flow import AutoregressiveFlow
+from .flow import AutoregressiveFlow, InverseAutoregressiveFlow, jacobi_inverse
 from .guidance import Guidance, GuidanceReport, PosteriorGuidance, sample_guided
 from .patches import ChannelBasis, bits_per_dimension, dequantize, patchify, unpatchify
 from .prior import AutoregressivePrior, ChannelPartition, StandardNormalPrior
@@ -184,6 +187,7 @@ class FarmerNetwork(nn.Module):
             config.dropout,
         )
         self.prior = make_prior(config, self.partition)
+        self.student: InverseAutoregressiveFlow | None = None  # a fast approximate inverse of the flow, from notebook 09
 
     @property
     def device(self) -> torch.device:
@@ -357,19 +361,89 @@ class FarmerLikelihood(FarmerNetwork):
         z, logdet = self.flow(self.basis(patchify(images.to(self.basis.matrix), self.config.patch_size)))
         return Latents(*self.partition.split(z), logdet)
 
-# %% ../nbs/07_model.ipynb #07-038
-class Farmer(FarmerLikelihood):
-    """Flow AutoRegressive Transformer over Pixels: an image model with an exact likelihood.
+# %% ../nbs/07_model.ipynb #07-036b
+@dataclass
+class InversionReport:
+    "How well images fit the latents they were made of, measured by running the flow forwards on them."
 
-    `Farmer(FarmerConfig(...))` is untrained, `Farmer.from_pretrained("digits")` ready to use.
-    """
+    residual: Tensor
+    "(B,): largest difference between the latents of an image and those that were asked for"
+    rms_residual: Tensor
+    "(B,): root mean square of the same differences"
+    log_prob: Tensor
+    "(B,) nats: exact log-density of the image that came out, see `Farmer.log_prob`"
+    rounds: Tensor | None
+    "(B, n): Jacobi rounds of each block; none for the other solvers"
+
+    def summary(self) -> str:
+        "One line for a log."
+        rounds = "" if self.rounds is None else f"; {self.rounds.double().mean():.1f} rounds a block"
+        return f"latents reached within {self.rms_residual.mean():.1e} (root mean square), {self.residual.max():.1e} at most{rounds}"
+
+
+@dataclass
+class SampleReport:
+    "What happened while images were drawn."
+
+    guidance: GuidanceReport | None
+    "none without guidance"
+    inversion: InversionReport
+
+
+def invert_flow(
+    model: FarmerNetwork,
+    z: Tensor,  # (B, N, d)
+    solver: str,
+    tolerance: float,
+) -> tuple[Tensor, Tensor | None]:  # (B, N, d), and Jacobi's rounds (B, n)
+    "The flow backwards. Raises ValueError for an unknown solver or a missing student, and warns where Jacobi has not settled."
+    if solver == "exact":
+        return model.flow.inverse(z), None
+    if solver == "student":
+        if model.student is None:
+            raise ValueError("this model has no student; make one with `farmer distill`, or use solver='exact'")
+        return model.student(z)[0], None
+    if solver != "jacobi":
+        raise ValueError(f"solver must be exact, jacobi or student; got {solver!r}")
+    found = jacobi_inverse(model.flow, z, tolerance)
+    moving = (found.change > tolerance).any(1)
+    if moving.any():
+        warnings.warn(
+            f"Jacobi did not reach tolerance {tolerance:g} for {moving.sum()} of {len(z)} images: values still move by"
+            f" {found.change.max():.1e} after as many rounds as there are tokens; use float64 or a larger tolerance, and see the report's residual",
+            stacklevel=4,
+        )
+    return found.x, found.rounds
+
+# %% ../nbs/07_model.ipynb #07-038
+class FarmerSampler(FarmerLikelihood):
+    "The half of a FARMER that makes images: latents from the prior, images from latents."
 
     @exact
-    def decode(self, latents: Latents) -> Tensor:  # (B, C, H, W), in [-1, 1] up to overshoot
-        "Run the flow backwards, exactly, one token after another. No gradient flows."
+    def decode(
+        self,
+        latents: Latents,
+        solver: str = "exact",  # token by token; or "jacobi", to a tolerance; or "student", approximate, in one pass
+        *,
+        tolerance: float = 1e-5,  # of jacobi: largest change of a token's channel at which a block counts as inverted
+        labels: Tensor | Sequence[int] | None = None,  # for the report's log-density only; None: the null class
+        return_report: bool = False,  # costs one pass of the flow and of the prior
+    ) -> Tensor | tuple[Tensor, InversionReport]:  # (B, C, H, W), in [-1, 1] up to overshoot
+        "Run the flow backwards. No gradient flows. Raises ValueError for a solver that is unknown or that this model lacks."
         check_latents(latents, self.config.tokens, self.partition)
         z = self.partition.join(latents.informative, latents.redundant).detach().to(self.basis.matrix)
-        return unpatchify(self.basis.inverse(self.flow.inverse(z)), self.config.patch_size, self.config.image_shape)
+        labels = check_labels([self.null_class] * len(z) if labels is None else labels, self.config.num_classes, None, self.device)
+        if len(labels) != len(z):
+            raise ValueError(f"{len(labels)} labels for the latents of {len(z)} images; give one for each, or none")
+        with torch.no_grad():
+            x, rounds = invert_flow(self, z, solver, tolerance)
+            images = unpatchify(self.basis.inverse(x), self.config.patch_size, self.config.image_shape)
+            if not return_report:
+                return images
+            reached, logdet = self.flow(self.basis(patchify(images, self.config.patch_size)))
+            log_prob = sum(self.prior(self.reading_order(reached), labels)) + logdet
+        off = reached - z
+        return images, InversionReport(off.abs().amax((1, 2)), off.square().mean((1, 2)).sqrt(), log_prob, rounds)
 
     @exact
     def sample_latents(
@@ -391,24 +465,33 @@ class Farmer(FarmerLikelihood):
         latents = Latents(*self.partition.split(self.reading_order(z)))
         return (latents, report) if return_report else latents
 
+# %% ../nbs/07_model.ipynb #07-038b
+class Farmer(FarmerSampler):
+    """Flow AutoRegressive Transformer over Pixels: an image model with an exact likelihood.
+
+    `Farmer(FarmerConfig(...))` is untrained, `Farmer.from_pretrained("digits")` ready to use.
+    """
+
     def sample(
         self,
         labels: Tensor | Sequence[int],
         generator: torch.Generator | None = None,
         *,
         guidance: float | Guidance = 0.0,
+        solver: str = "exact",
+        tolerance: float = 1e-5,
         return_report: bool = False,
-    ) -> Tensor | tuple[Tensor, GuidanceReport | None]:
+    ) -> Tensor | tuple[Tensor, SampleReport]:
         """Draw one image per label: (B, C, H, W), in [-1, 1] up to overshoot. The same generator state gives the same images.
 
-        Arguments are those of `sample_latents`. Raises ValueError for guidance that this model or these labels do not allow.
+        Arguments are those of `sample_latents` and `decode`. Raises ValueError for what this model or these labels do not allow.
         """
-        latents, report = self.sample_latents(labels, generator, guidance=guidance, return_report=True)
-        images = self.decode(latents)
-        return (images, report) if return_report else images
+        latents, guided = self.sample_latents(labels, generator, guidance=guidance, return_report=True)
+        made = self.decode(latents, solver, tolerance=tolerance, labels=labels, return_report=return_report)
+        return (made[0], SampleReport(guided, made[1])) if return_report else made
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        "Write `config.json` and `model.safetensors`. If writing fails, the earlier files stay; files of two saves are never loaded together."
+        "Write `config.json`, `model.safetensors` and, if there is a student, `student.safetensors`. If writing fails, the earlier files stay; files of two saves are never loaded together."
         save_model(self, Path(folder))
 
     @classmethod
@@ -443,12 +526,32 @@ def write_atomically(path: Path, content: bytes) -> None:
     replace_files({path: content})
 
 
+def checksum(module: nn.Module) -> str:
+    "Of all weights, to tell whether a student belongs to a flow."
+    value = 0
+    for tensor in module.state_dict().values():
+        value = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), value)
+    return f"{value:08x}"
+
+
 def save_model(model: FarmerNetwork, folder: Path) -> None:
     "The weights carry their configuration too, so that files of two different saves cannot be mixed unnoticed."
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps({"farmer_format": FORMAT_VERSION, **asdict(model.config)}, indent=1)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    replace_files({folder / "model.safetensors": save(tensors, {"config": config}), folder / "config.json": config.encode()})
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("student.")}
+    files = {folder / "model.safetensors": save(own, {"config": config}), folder / "config.json": config.encode()}
+    path = folder / "student.safetensors"
+    if model.student is not None:
+        student = {name.removeprefix("student."): tensor for name, tensor in tensors.items() if name not in own}
+        files[path] = save(student, {"config": config, "flow": checksum(model.flow)})
+    replace_files(files)
+    if model.student is None and path.is_file():  # of an earlier save: it stays if it fits
+        try:
+            load_student(model, path, config)
+        except ValueError:
+            path.unlink()
+        model.student = None
 
 # %% ../nbs/07_model.ipynb #07-042
 def model_files(name: str | os.PathLike) -> tuple[Path, Path]:
@@ -479,17 +582,35 @@ def read_config(text: str, source: Path) -> FarmerConfig:
         raise ValueError(f"{source} has fields this farmer cannot use ({error}); was it edited, or written by another version?") from error
 
 # %% ../nbs/07_model.ipynb #07-043
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    "The tensors and the metadata of a safetensors file. Raises ValueError for a damaged one."
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error}); save or copy it again") from error
+
+
+def load_student(model: FarmerNetwork, path: Path, config: str) -> None:
+    "Give the model its student. Raises ValueError for a student of another architecture or of another flow."
+    tensors, metadata = read_tensors(path)
+    if metadata.get("config") != config:
+        raise ValueError(f"{path} is the student of a model of another architecture; delete it, or distill this model")
+    if metadata.get("flow") != checksum(model.flow):
+        raise ValueError(f"{path} is the student of another flow of this architecture; delete it, or distill this model")
+    model.student = InverseAutoregressiveFlow(model.flow)
+    try:
+        model.student.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the weights of this model's student; delete it, or distill this model") from error
+
+
 def load_model(model_class: type[FarmerNetwork], name: str | os.PathLike) -> FarmerNetwork:
     "See `Farmer.from_pretrained`. Raises FileNotFoundError for nothing there, ValueError for files that do not load."
     config_path, weights_path = model_files(name)
     text = config_path.read_text(encoding="utf-8", errors="replace")
     model = model_class(read_config(text, config_path))
-    try:
-        with safe_open(weights_path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{weights_path} is damaged or not a safetensors file ({error}); save or copy it again") from error
+    tensors, metadata = read_tensors(weights_path)
     if metadata.get("config") != text:
         raise ValueError(f"{weights_path} and {config_path.name} come from two different saves; save or copy both again")
     try:
@@ -497,4 +618,6 @@ def load_model(model_class: type[FarmerNetwork], name: str | os.PathLike) -> Far
         model.to(precision).load_state_dict(tensors)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{weights_path} does not hold the weights that {config_path.name} describes; save or copy both again") from error
+    if (student_path := weights_path.with_name("student.safetensors")).is_file():
+        load_student(model, student_path, text)
     return model.eval()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'KEPT_CHECKPOINTS', 'PARTS', 'TrainingConfig', 'derive_seed', 'BatchStream', 'warmed_up_average',
-           'best_device', 'evaluate_bits_per_dim', 'evaluate', 'fingerprint', 'checkpoints', 'save_checkpoint',
-           'load_checkpoint', 'read_log', 'rewind_log', 'plot_log', 'check_dataset', 'stop_unless_finite', 'train_step',
-           'Trainer']
+           'best_device', 'evaluate_bits_per_dim', 'save_samples', 'evaluate', 'fingerprint', 'checkpoints',
+           'save_checkpoint', 'load_checkpoint', 'read_log', 'rewind_log', 'plot_log', 'check_dataset', 'prepare',
+           'identify', 'stop_unless_finite', 'likelihood_loss', 'train_step', 'Trainer']
 
 # %% ../nbs/08_training.ipynb #08-002
 import io
@@ -28,7 +28,7 @@ from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
 from .data import to_levels
-from .model import Farmer, FarmerConfig, write_atomically
+from .model import Farmer, FarmerConfig, SampleReport, write_atomically
 from .patches import add_gaussian_noise, bits_per_dimension, cosine_schedule, dequantize
 from .prior import drop_labels
 
@@ -162,22 +162,28 @@ def evaluate_bits_per_dim(
     return torch.cat(results).cpu()
 
 # %% ../nbs/08_training.ipynb #08-017
+def save_samples(trainer: "Trainer", model: Farmer, solver: str = "exact") -> tuple[str, SampleReport]:
+    "Draw ten samples a class, of ten classes at most, into a PNG file; its path within the run's folder."
+    classes = min(model.config.num_classes, 10) or 1
+    labels = torch.arange(classes).repeat(10) if model.config.num_classes else torch.zeros(10).long()
+    generator = torch.Generator(trainer.device).manual_seed(trainer.config.seed)
+    samples, report = model.sample(labels, generator, solver=solver, return_report=True)
+    grid = trainer.folder / "samples" / f"step-{trainer.step:08d}.png"
+    grid.parent.mkdir(exist_ok=True)
+    save_image(samples.clamp(-1, 1), grid, nrow=classes, padding=1, normalize=True, value_range=(-1, 1), pad_value=0.5)
+    return str(grid.relative_to(trainer.folder)), report
+
+
 @torch.no_grad()
 def evaluate(trainer: "Trainer") -> dict:
-    "Held-out bits/dim of the latest and of the averaged weights, and a grid of samples, ten a class, of the latter."
+    "Held-out bits/dim of the latest and of the averaged weights, and a grid of samples of the latter."
     average, images = trainer.average.module, trainer.config.evaluation_images
     bits = {
         f"held_out_{name}": evaluate_bits_per_dim(model.eval(), trainer.held_out, images).mean().item()
         for name, model in (("latest", trainer.model), ("average", average))
     }
     trainer.model.train()
-    classes = min(trainer.model.config.num_classes, 10) or 1
-    labels = torch.arange(classes).repeat(10) if trainer.model.config.num_classes else torch.zeros(10).long()
-    samples = average.sample(labels, torch.Generator(trainer.device).manual_seed(trainer.config.seed))
-    grid = trainer.folder / "samples" / f"step-{trainer.step:08d}.png"
-    grid.parent.mkdir(exist_ok=True)
-    save_image(samples.clamp(-1, 1), grid, nrow=classes, padding=1, normalize=True, value_range=(-1, 1), pad_value=0.5)
-    return {"step": trainer.step, **bits, "samples": str(grid.relative_to(trainer.folder))}
+    return {"step": trainer.step, **bits, "samples": save_samples(trainer, average)[0]}
 
 # %% ../nbs/08_training.ipynb #08-019
 CHECKPOINT_FORMAT = 2
@@ -288,7 +294,7 @@ def plot_log(folder: str | Path) -> None:
     for axes in (loss, parts, norm):
         axes.set_xlabel("step")
 
-
+# %% ../nbs/08_training.ipynb #08-023b
 def check_dataset(dataset: Dataset, config: FarmerConfig) -> None:
     "Raise ValueError unless the model fits the data."
     for field, name in (("image_shape", "images of shape"), ("num_classes", "classes:"), ("levels", "levels:")):
@@ -297,6 +303,18 @@ def check_dataset(dataset: Dataset, config: FarmerConfig) -> None:
             raise ValueError(f"the data set has {name} {data}, the model expects {model}; set {field} of the model accordingly")
     if len(dataset) == 0:
         raise ValueError("the data set is empty")
+
+
+def prepare(trainer: "Trainer", model: Farmer) -> None:
+    "Fit the channel basis. A student of the weights as they were (notebook 09) would no longer fit the flow."
+    spread = torch.linspace(0, len(trainer.dataset) - 1, min(4096, len(trainer.dataset))).long().tolist()
+    model.basis.fit(trainer.dataset.batch(spread)[0], model.config.patch_size, model.config.basis)
+    model.student = None
+
+
+def identify(trainer: "Trainer") -> str:
+    "What a checkpoint must share with this run, besides both configurations."
+    return fingerprint(trainer.dataset)
 
 # %% ../nbs/08_training.ipynb #08-025
 def stop_unless_finite(trainer: "Trainer", values: dict[str, Tensor]) -> None:
@@ -308,6 +326,22 @@ def stop_unless_finite(trainer: "Trainer", values: dict[str, Tensor]) -> None:
             raise FloatingPointError(f"step {trainer.step}: {name} is {value.item()}; {last}; try a lower learning_rate or gradient_clip")
 
 
+def likelihood_loss(
+    trainer: "Trainer",
+    images: Tensor,  # (B, C, H, W), noised
+    labels: Tensor,  # (B,)
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, float]]:
+    "The negative log-density in nats per dimension (paper, objective), and its record: `loss` in bits/dim and the three parts."
+    config = trainer.model.config
+    labels = drop_labels(labels, config.label_dropout, trainer.model.null_class, generator)
+    parts = dict(zip(PARTS, (part.mean() / images[0].numel() for part in trainer.model(images, labels))))
+    stop_unless_finite(trainer, parts)
+    loss = -sum(parts.values())
+    bits = bits_per_dimension(-loss.detach(), 1, config.levels).item()
+    return loss, {"loss": bits, **{name: part.item() for name, part in parts.items()}}
+
+
 def train_step(trainer: "Trainer", images: Tensor, labels: Tensor) -> dict:  # (B, C, H, W) clean images, (B,)
     "One optimiser step. All its randomness follows from the run's seed and the step."
     config, model = trainer.config, trainer.model
@@ -317,10 +351,7 @@ def train_step(trainer: "Trainer", images: Tensor, labels: Tensor) -> dict:  # (
     if config.uniform_noise:
         images = dequantize(images, model.config.levels, generator)
     images = add_gaussian_noise(images, noise, generator)
-    labels = drop_labels(labels, model.config.label_dropout, model.null_class, generator)
-    parts = [part.mean() / images[0].numel() for part in model(images, labels)]
-    stop_unless_finite(trainer, dict(zip(PARTS, parts)))
-    loss = -sum(parts)
+    loss, record = trainer.loss(images, labels, generator)
     trainer.optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
@@ -330,9 +361,7 @@ def train_step(trainer: "Trainer", images: Tensor, labels: Tensor) -> dict:  # (
     trainer.optimizer.step()
     trainer.average.update_parameters(model)
     trainer.step += 1
-    bits = bits_per_dimension(-loss.detach(), 1, model.config.levels).item()
-    values = {name: part.item() for name, part in zip(PARTS, parts)}
-    return {"step": trainer.step, "loss": bits, **values, "gradient_norm": norm.item(), "noise": noise}
+    return {"step": trainer.step, **record, "gradient_norm": norm.item(), "noise": noise}
 
 # %% ../nbs/08_training.ipynb #08-027
 class Trainer:
@@ -341,6 +370,9 @@ class Trainer:
     A folder that already holds a checkpoint of the same configuration and data is resumed from; of others, refused with
     a ValueError. `model` has the latest weights, `average.module` their moving average, which is what to use afterwards.
     """
+
+    loss_unit, loss = "bits/dim", likelihood_loss
+    prepare, identify, evaluate = prepare, identify, evaluate
 
     def __init__(
         self,
@@ -353,9 +385,8 @@ class Trainer:
     ):
         check_dataset(dataset, model.config)
         self.dataset, self.held_out, self.config, self.folder = dataset, held_out, config, Path(folder)
-        self.device, self.step, self.data = torch.device(device or best_device()), 0, fingerprint(dataset)
-        spread = torch.linspace(0, len(dataset) - 1, min(4096, len(dataset))).long().tolist()
-        model.basis.fit(dataset.batch(spread)[0], model.config.patch_size, model.config.basis)
+        self.device, self.step, self.data = torch.device(device or best_device()), 0, self.identify()
+        self.prepare(model)
         self.model = model.to(self.device).train()
         self.average = AveragedModel(model, multi_avg_fn=warmed_up_average(config.ema_decay)).eval()
         self.optimizer = torch.optim.AdamW(
@@ -377,10 +408,10 @@ class Trainer:
                 record = train_step(self, images.to(self.device), labels.to(self.device))
                 if self.step % 10 == 0 or self.step == last_step:
                     speed = (self.step - first) * len(images) / (time.perf_counter() - started)
-                    bar.set_postfix_str(f"loss {record['loss']:.3f} bits/dim, {speed:.0f} images/s")
+                    bar.set_postfix_str(f"loss {record['loss']:.3f} {self.loss_unit}, {speed:.0f} images/s")
                     self.log({**record, "images_per_second": speed})
                 if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
-                    self.log(evaluate(self))
+                    self.log(self.evaluate())
                 if self.step % self.config.save_every == 0 or self.step == last_step:
                     save_checkpoint(self)
 

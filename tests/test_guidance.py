@@ -147,7 +147,8 @@ def test_rejection_falls_back_and_says_so():
 @pytest.mark.parametrize("way", WAYS)
 def test_sample_with_a_report(way):
     model, labels = small(), torch.tensor([0, 1, 2, 0, 1])
-    images, report = model.sample(labels, seeded(), guidance=way(2.0), return_report=True)
+    images, whole = model.sample(labels, seeded(), guidance=way(2.0), return_report=True)
+    report = whole.guidance
     assert images.shape == (5, 1, 4, 4) and images.isfinite().all()
     assert isinstance(report, GuidanceReport) and report.effective_sample_size.shape == report.improper.shape == report.fallback.shape == (5, 4)
     assert report.log_posterior.shape == (5, 5) and (report.log_posterior <= 0).all()
@@ -164,7 +165,7 @@ def test_scale_0_is_no_guidance():
     assert torch.equal(plain, model.sample(labels, seeded(), guidance=0.0)) and torch.equal(plain, model.sample(labels, seeded(), guidance=0))
     for way in WAYS:
         assert_close(model.sample(labels, seeded(), guidance=way(0.0)), plain, rtol=0, atol=1e-5)
-    assert model.sample(labels, seeded(), return_report=True)[1] is None
+    assert model.sample(labels, seeded(), return_report=True)[1].guidance is None
 
 
 def test_a_number_is_the_default_way():
