@@ -1,10 +1,11 @@
-"""What was tried to make the flow train 1.1 times as fast as TarFlow's code at equal weights.
+"""What was tried to make the flow faster beside TarFlow's code, at equal weights.
 
-    python benchmarks/flow_attempts.py --tarflow path/to/transformer_flow.py [--rounds 20]
+    python benchmarks/flow_attempts.py --tarflow path/to/transformer_flow.py [--rounds 20] [--reverse]
 
 Each attempt replaces one operation of our transformer layer; everything else is as in benchmarks/flow.py. Prints the best
-time of forward + backward and of forward over all rounds, in which TarFlow and all attempts take turns, and TarFlow's
-time over it. Attempts marked * compute another function or need other weights: they show what there is to gain.
+time of forward + backward and of forward over all rounds, or with --reverse that of the exact inverse. TarFlow and all
+attempts take turns; beside each time stands TarFlow's over it. Attempts marked * compute another function, or need other
+weights: they show what there is to gain.
 """
 import argparse
 import time
@@ -60,11 +61,118 @@ ATTEMPTS = {
 }
 
 
+# --- Reverse: one token of every image
+
+
+def products(layer: TransformerLayer, x: Tensor, attend_to, activation=F.gelu) -> Tensor:
+    norm, width = layer.attention_norm, x.shape[1]
+    projected = F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), layer.query_key_value.weight)
+    x = x + F.linear(attend_to(projected.view(len(x), 3, layer.heads, 1, -1).transpose(0, 1)), layer.attention_output.weight)
+    norm = layer.network_norm
+    hidden = activation(F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), layer.network_input.weight))
+    return x + F.linear(hidden, layer.network_output.weight)
+
+
+def fused_additions(layer, x: Tensor, cache, index: int) -> Tensor:
+    "Each addition inside the product before it."
+    batch, width = x.shape
+    norm = layer.attention_norm
+    projected = F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), layer.query_key_value.weight)
+    query_key_value = projected.view(batch, 3, layer.heads, 1, width // layer.heads).transpose(0, 1)
+    keys, values = cache.extend(index, query_key_value[1:])
+    attended = F.scaled_dot_product_attention(query_key_value[0], keys, values).reshape(batch, width)
+    x = torch.addmm(x, attended, layer.attention_output.weight.T)
+    norm = layer.network_norm
+    hidden = F.gelu(F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), layer.network_input.weight))
+    return torch.addmm(x, hidden, layer.network_output.weight.T)
+
+
+def batched_products(layer, x: Tensor, cache, index: int) -> Tensor:
+    "Attention as two batched products and a softmax."
+
+    def attend_to(query_key_value: Tensor) -> Tensor:
+        keys, values = cache.extend(index, query_key_value[1:])
+        scores = query_key_value[0] @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5
+        return (scores.softmax(-1) @ values).reshape(x.shape)
+
+    return products(layer, x, attend_to)
+
+
+def summed_attention(layer, x: Tensor, cache, index: int) -> Tensor:
+    "Attention as elementwise products and sums, which need no call into a library of matrix products."
+
+    def attend_to(query_key_value: Tensor) -> Tensor:
+        keys, values = cache.extend(index, query_key_value[1:])
+        scores = (query_key_value[0] * keys).sum(-1, keepdim=True) * keys.shape[-1] ** -0.5
+        return (scores.softmax(-2) * values).sum(-2).reshape(x.shape)
+
+    return products(layer, x, attend_to)
+
+
+def no_attention(layer, x: Tensor, cache, index: int) -> Tensor:
+    return products(layer, x, lambda query_key_value: query_key_value[2].reshape(x.shape))
+
+
+def with_cached(activation):
+    def step(layer, x: Tensor, cache, index: int) -> Tensor:
+        def attend_to(query_key_value: Tensor) -> Tensor:
+            keys, values = cache.extend(index, query_key_value[1:])
+            return F.scaled_dot_product_attention(query_key_value[0], keys, values).reshape(x.shape)
+
+        return products(layer, x, attend_to, activation)
+
+    return step
+
+
+def products_only(layer, x: Tensor, cache, index: int) -> Tensor:
+    "The four matrix products and nothing else."
+    attended = F.linear(x, layer.query_key_value.weight)[:, : x.shape[1]]
+    x = F.linear(attended, layer.attention_output.weight)
+    return F.linear(F.linear(x, layer.network_input.weight), layer.network_output.weight)
+
+
+REVERSE = {
+    "as it is": TransformerLayer.step,
+    "one thread": TransformerLayer.step,
+    "additions fused into the products": fused_additions,
+    "attention by two batched products": batched_products,
+    "attention by elementwise products": summed_attention,
+    "* GELU by tanh": with_cached(lambda x: F.gelu(x, approximate="tanh")),
+    "* ReLU": with_cached(F.relu),
+    "* no attention": no_attention,
+    "* the four matrix products alone": products_only,
+}
+
+
+def compare_reverse(path: Path, rounds: int) -> None:
+    threads = torch.get_num_threads()
+    for batch, tokens in SIZES:
+        torch.manual_seed(0)
+        ours, theirs, z = farmer_flow(tokens), tarflow(path, tokens), torch.randn(batch, tokens, 48)
+        best = {}
+        for _ in range(rounds + 1):
+            for name in ("TarFlow", *REVERSE):
+                TransformerLayer.step = REVERSE.get(name, TransformerLayer.step)
+                torch.set_num_threads(1 if name == "one thread" else threads)
+                started = time.perf_counter()
+                with torch.no_grad():
+                    (theirs if name == "TarFlow" else ours).reverse(z)
+                seconds = time.perf_counter() - started
+                best[name] = min(seconds, best.get(name, seconds))
+                torch.set_num_threads(threads)
+        print(f"\n{batch} images of {tokens} tokens, {threads} threads, torch {torch.__version__}: reverse")
+        for name, seconds in best.items():
+            print(f"{name:38}{seconds * 1e3:9.1f} ms {best['TarFlow'] / seconds:5.2f}x", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tarflow", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--reverse", action="store_true", help="the exact inverse in place of training")
     options = parser.parse_args()
+    if options.reverse:
+        return compare_reverse(options.tarflow, options.rounds)
     for batch, tokens in SIZES:
         torch.manual_seed(0)
         ours, theirs, joint = farmer_flow(tokens), tarflow(options.tarflow, tokens), farmer_flow(tokens)

@@ -263,4 +263,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'farmer.transformer.TransformerLayer.forward': ( 'transformer.html#transformerlayer.forward',
                                                                                      'farmer/transformer.py'),
                                     'farmer.transformer.TransformerLayer.step': ( 'transformer.html#transformerlayer.step',
-                                                                                  'farmer/transformer.py')}}}
+                                                                                  'farmer/transformer.py'),
+                                    'farmer.transformer.is_autocasting': ('transformer.html#is_autocasting', 'farmer/transformer.py'),
+                                    'farmer.transformer.no_autograd': ('transformer.html#no_autograd', 'farmer/transformer.py')}}}

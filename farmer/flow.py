@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .transformer import CausalTransformer
+from .transformer import CausalTransformer, no_autograd
 
 # Letters used for shapes:
 # B batch, N tokens, d channels of a token, W width of the transformer
@@ -67,7 +67,7 @@ class AutoregressiveBlock(nn.Module):
         "Token by token: x_i needs mu and s, which need x_<i. Exact; the cache spares reading earlier tokens again."
         batch, tokens, _ = z.shape
         x = torch.empty_like(z)
-        with torch.inference_mode():  # no autograd, whose bookkeeping is a third of a small model's step
+        with no_autograd(z.device):  # whose bookkeeping is a third of a small model's step
             cache = self.transformer.new_cache(batch, tokens)
             position = self.position + self.input.bias
             read = (self.start + self.position[0]).expand(batch, -1)
@@ -77,7 +77,7 @@ class AutoregressiveBlock(nn.Module):
                     shift, log_scale = torch.zeros_like(shift), torch.zeros_like(log_scale)
                 x[:, i] = torch.addcmul(shift, z[:, i], torch.exp(-log_scale))
                 if i + 1 < tokens:
-                    read = torch.addmm(position[i + 1], x[:, i], self.input.weight.T)
+                    read = position[i + 1] + F.linear(x[:, i], self.input.weight)
         return x
 
 # %% ../nbs/03_flow.ipynb #03-025

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .mixture import GaussianMixture
 from .prior import AutoregressivePrior
+from .transformer import no_autograd
 
 # Letters used for shapes:
 # B batch, N tokens, S candidates, D channels of a value, K mixture components; w is the guidance scale
@@ -360,7 +361,7 @@ def sample_guided(
     informative = prior.position.new_empty(len(labels), tokens, prior.partition.informative)
     sizes, improper, fallback = [], [], []
     log_posterior = [torch.full_like(informative[:, 0, 0], -math.log(classes))]
-    with torch.inference_mode():
+    with no_autograd(labels.device):
         cache = prior.transformer.new_cache(2 * len(labels), repeats + tokens)
         hidden = prior.transformer(prior.prefix(torch.cat([labels, torch.full_like(labels, classes)])), cache)[:, -1]
         for i in range(tokens):

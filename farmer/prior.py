@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .mixture import GaussianMixture, MixtureHead
-from .transformer import CausalTransformer
+from .transformer import CausalTransformer, no_autograd
 
 # Letters used for shapes:
 # B batch, N tokens, d = d_I + d_R informative and redundant channels, K and K_R mixture components, M repeats, W width
@@ -131,7 +131,7 @@ def sample_prior(prior: AutoregressivePrior, labels: Tensor, generator: torch.Ge
     "Draw the informative tokens one by one, reading each back through the key/value cache, then all redundant ones at once."
     tokens, repeats = prior.tokens, prior.condition_repeats
     informative = prior.position.new_empty(len(labels), tokens, prior.partition.informative)
-    with torch.inference_mode():  # skips autograd's bookkeeping
+    with no_autograd(labels.device):
         cache = prior.transformer.new_cache(len(labels), repeats + tokens)
         hidden = prior.transformer(prior.prefix(labels), cache)[:, -1]
         for i in range(tokens):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from farmer.transformer import CausalTransformer, KeyValueCache, TransformerLayer
+from farmer.transformer import CausalTransformer, KeyValueCache, TransformerLayer, no_autograd
 
 WIDTH, HEADS, TOKENS, BATCH = 24, 3, 9, 4
 
@@ -260,3 +260,24 @@ def test_a_copy_with_the_same_weights_is_the_same_function():
     assert not torch.allclose(other(tokens()), transformer(tokens()))
     other.load_state_dict(copy.deepcopy(transformer.state_dict()))
     assert torch.equal(other(tokens()), transformer(tokens()))
+
+
+def test_token_by_token_loops_cast_each_weight_once_under_autocast():
+    transformer, token, counts = CausalTransformer(32, 2, 2).eval(), torch.randn(3, 32), []
+    for steps in (5, 25):
+        with torch.autocast("cpu", torch.bfloat16), no_autograd(token.device), torch.profiler.profile() as profile:
+            cache = transformer.new_cache(3, steps)
+            for _ in range(steps):
+                transformer.step(token, cache)
+        counts.append(sum(event.count for event in profile.key_averages() if event.key == "aten::_to_copy"))
+    assert cache.storage.dtype == torch.bfloat16 and transformer.new_cache(3, 5).storage.dtype == torch.float32
+    per_step = (counts[1] - counts[0]) / 20
+    assert 0 < per_step <= 8 and counts[0] <= 5 * per_step + 2 * 4 + 1  # of activations; the 8 weights once, and the cache's type
+
+
+def test_no_autograd_is_inference_mode_unless_autocasting():
+    with no_autograd(torch.device("cpu")):
+        assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+    with torch.autocast("cpu", torch.bfloat16), no_autograd(torch.device("cpu")):
+        assert not torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
