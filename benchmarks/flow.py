@@ -10,10 +10,13 @@ size is timed, each model must invert itself there.
 The two take turns, and who goes first alternates, so that a busy machine slows both alike. Each row shows the best and
 the median of its repeats, and the ratio of the bests (above 1: ours is faster): other work can only add to a time, so the
 best is the nearest to what the code itself costs. A median far above the best tells of a busy machine: run again.
+Threads that sleep between products (OMP_WAIT_POLICY=PASSIVE) cost both codes a wake-up each time, which short products
+feel most: the header says which way was timed.
 Reverse is TarFlow's without guidance. Targets are for 2 threads of a CPU.
 """
 import argparse
 import importlib.util
+import os
 import statistics
 import sys
 import time
@@ -157,7 +160,7 @@ def main() -> None:
         )
         sys.exit(2)
     device = options.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}"
     print(f"AutoregressiveFlow beside TarFlow: {name}, torch {torch.__version__}, float32, tokens of {CHANNELS} channels,")
     print(f"width {WIDTH}, {BLOCKS} blocks of {LAYERS} layers with {HEADS} heads")
     for (batch, tokens), targets in SIZES.items():

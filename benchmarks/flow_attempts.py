@@ -8,6 +8,7 @@ attempts take turns; beside each time stands TarFlow's over it. Attempts marked 
 weights: they show what there is to gain.
 """
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -160,7 +161,7 @@ def compare_reverse(path: Path, rounds: int) -> None:
                 seconds = time.perf_counter() - started
                 best[name] = min(seconds, best.get(name, seconds))
                 torch.set_num_threads(threads)
-        print(f"\n{batch} images of {tokens} tokens, {threads} threads, torch {torch.__version__}: reverse")
+        print(f"\n{batch} images of {tokens} tokens, {threads} threads, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}, torch {torch.__version__}: reverse")
         for name, seconds in best.items():
             print(f"{name:38}{seconds * 1e3:9.1f} ms {best['TarFlow'] / seconds:5.2f}x", flush=True)
 

@@ -145,6 +145,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'farmer.model.FarmerLikelihood.log_prob': ('model.html#farmerlikelihood.log_prob', 'farmer/model.py'),
                               'farmer.model.FarmerNetwork': ('model.html#farmernetwork', 'farmer/model.py'),
                               'farmer.model.FarmerNetwork.__init__': ('model.html#farmernetwork.__init__', 'farmer/model.py'),
+                              'farmer.model.FarmerNetwork.__setattr__': ('model.html#farmernetwork.__setattr__', 'farmer/model.py'),
+                              'farmer.model.FarmerNetwork._apply': ('model.html#farmernetwork._apply', 'farmer/model.py'),
                               'farmer.model.FarmerNetwork.device': ('model.html#farmernetwork.device', 'farmer/model.py'),
                               'farmer.model.FarmerNetwork.forward': ('model.html#farmernetwork.forward', 'farmer/model.py'),
                               'farmer.model.FarmerNetwork.null_class': ('model.html#farmernetwork.null_class', 'farmer/model.py'),

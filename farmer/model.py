@@ -189,6 +189,19 @@ class FarmerNetwork(nn.Module):
         self.prior = make_prior(config, self.partition)
         self.student: InverseAutoregressiveFlow | None = None  # a fast approximate inverse of the flow, from notebook 09
 
+    def __setattr__(self, name: str, value: object) -> None:
+        "A student stands beside the model's own weights: it is in neither `parameters()` nor `state_dict()`."
+        if name == "student":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, function: Callable, *args, **kwargs) -> "FarmerNetwork":
+        "What `to`, `double` and their like call on a module; the student follows."
+        if self.student is not None:
+            self.student._apply(function, *args, **kwargs)
+        return super()._apply(function, *args, **kwargs)
+
     @property
     def device(self) -> torch.device:
         return self.basis.matrix.device
@@ -539,11 +552,10 @@ def save_model(model: FarmerNetwork, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps({"farmer_format": FORMAT_VERSION, **asdict(model.config)}, indent=1)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("student.")}
-    files = {folder / "model.safetensors": save(own, {"config": config}), folder / "config.json": config.encode()}
+    files = {folder / "model.safetensors": save(tensors, {"config": config}), folder / "config.json": config.encode()}
     path = folder / "student.safetensors"
     if model.student is not None:
-        student = {name.removeprefix("student."): tensor for name, tensor in tensors.items() if name not in own}
+        student = {name: tensor.detach().cpu().contiguous() for name, tensor in model.student.state_dict().items()}
         files[path] = save(student, {"config": config, "flow": checksum(model.flow)})
     replace_files(files)
     if model.student is None and path.is_file():  # of an earlier save: it stays if it fits

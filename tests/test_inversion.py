@@ -1,4 +1,5 @@
 "Ways back through the flow: Jacobi iterations, the one-pass student, its training, its file, and the report that checks them."
+import copy
 import json
 import math
 import shutil
@@ -167,6 +168,10 @@ def test_the_student_moves_with_the_model_and_is_no_part_of_its_density():
     model = with_student().double()
     before = model.log_prob(dequantize(clean_images().double(), 5), LABELS).shape
     assert model.student.blocks[0].start.dtype == torch.float64 and before == (6,)
+    assert not any("student" in name for name in model.state_dict()) and len(list(model.parameters())) == len(list(small().parameters()))
+    assert copy.deepcopy(model).student.blocks[0].start.dtype == torch.float64
+    assert model.to("meta").student.blocks[0].start.device.type == "meta"
+    model = with_student().double()
     images = clean_images().double()
     density = model.log_prob(images, LABELS)
     model.student = None
@@ -297,7 +302,7 @@ def test_distillation_improves_and_leaves_the_teacher_alone(tmp_path):
     assert [record["step"] for record in evaluations] == [50, 100, 150] and evaluations[-1]["held_out_average"] < 0.5 * start
     assert evaluations[-1]["residual"] > 0 and (tmp_path / evaluations[-1]["samples"]).is_file()
     finished = distiller.finished()
-    assert all(torch.equal(before[name], tensor) for name, tensor in finished.state_dict().items() if not name.startswith("student."))
+    assert all(torch.equal(before[name], tensor) for name, tensor in finished.state_dict().items())
     latents = finished.encode(dequantize(clean_images(), 5, torch.Generator().manual_seed(3)))
     error = (finished.decode(latents, "student") - finished.decode(latents)).square().mean().sqrt()
     assert error < 2 * evaluations[-1]["held_out_average"]
