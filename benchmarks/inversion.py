@@ -259,7 +259,7 @@ def large_flow(width: int, layers: int, device: str = "cpu") -> AutoregressiveFl
     flow = AutoregressiveFlow(256, 768, width, 28, layers, width // 64).to(device).eval()
     for block in flow.blocks:
         nn.init.normal_(block.output.weight, std=0.1 * width**-0.5)
-    return flow.requires_grad_(False)
+    return flow
 
 
 def seconds(call, repeats: int, device: str = "cpu") -> float:

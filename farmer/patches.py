@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LUMA_CHROMA', 'dequantize', 'bits_per_dimension', 'add_gaussian_noise', 'cosine_schedule', 'patchify', 'unpatchify',
-           'principal_components', 'luma_chroma_components', 'ChannelBasis']
+           'principal_components', 'luma_chroma_components', 'rotate', 'ChannelBasis']
 
 # %% ../nbs/01_patches.ipynb #01-003
 import math
+from contextlib import nullcontext
 from collections.abc import Sequence
 
 import torch
@@ -117,6 +118,14 @@ def luma_chroma_components(
     return torch.einsum("akp,ac->akcp", components, LUMA_CHROMA).flatten(2).flatten(0, 1)
 
 # %% ../nbs/01_patches.ipynb #01-063
+def rotate(tokens: Tensor, matrix: Tensor) -> Tensor:  # (B, N, d), (d, d) -> (B, N, d)
+    "Their product in the matrix's precision, whatever autocast is on: it is cheap, and densities feel its rounding."
+    device = tokens.device.type
+    full = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    with full:
+        return tokens.to(matrix.dtype) @ matrix
+
+
 class ChannelBasis(nn.Module):
     """A fixed rotation of every token's channels. Orthonormal, so its log-determinant is 0.
 
@@ -130,10 +139,10 @@ class ChannelBasis(nn.Module):
         self.register_buffer("matrix", torch.eye(channels))  # Q: (d, d), its rows are the new axes
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
-        return tokens @ self.matrix.T
+        return rotate(tokens, self.matrix.T)
 
     def inverse(self, tokens: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
-        return tokens @ self.matrix
+        return rotate(tokens, self.matrix)
 
     @torch.no_grad()
     def fit(

@@ -52,7 +52,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     "decay rates of AdamW's two averages"
     gradient_clip: float = 1.0
-    "largest norm of the gradient of the loss in nats per dimension"
+    "largest norm of the gradient of the loss (in nats per dimension)"
     uniform_noise: bool = True
     "dequantise uniformly, as bits per dimension need; the paper does not"
     noise_start: float = 0.1
@@ -64,7 +64,7 @@ class TrainingConfig:
     seed: int = 0
     "of everything random: the same seed on the same machine gives the same weights, resumed or not"
     evaluate_every: int = 500
-    "steps between held-out likelihoods and sample grids"
+    "steps between held-out figures and sample grids"
     save_every: int = 500
     "steps between checkpoints"
     evaluation_images: int = 1000
@@ -240,7 +240,7 @@ def load_checkpoint(trainer: "Trainer", path: Path) -> None:
         if changed:
             raise ValueError(f"{path} belongs to another run ({'; '.join(changed)}); use its settings or a new folder")
     if state["data"] != trainer.data:
-        raise ValueError(f"{path} belongs to a run on other data ({state['data']} -> {trainer.data}); use its data or a new folder")
+        raise ValueError(f"{path} belongs to another run ({state['data']} -> {trainer.data}); use the same data and model, or a new folder")
     trainer.model.load_state_dict(state["model"])
     trainer.average.load_state_dict(state["average"])
     trainer.optimizer.load_state_dict(state["optimizer"])
@@ -269,30 +269,32 @@ def rewind_log(folder: Path, step: int) -> None:
 
 # %% ../nbs/08_training.ipynb #08-023
 def plot_log(folder: str | Path) -> None:
-    "Draw a run: loss and held-out bits/dim, the three parts of the log-density, gradient norm."
+    "Draw a run: loss and held-out figures, the three parts of the log-density (not of a distillation, which has none), gradient norm."
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter
 
     log = read_log(folder)
     steps, held_out = [r for r in log if "loss" in r], [r for r in log if "held_out_average" in r]
-    x = [r["step"] for r in steps]
-    figure, (loss, parts, norm) = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    x, likelihood = [r["step"] for r in steps], PARTS[0] in steps[0]
+    figure, axes = plt.subplots(1, 2 + likelihood, figsize=(8 + 4 * likelihood, 3.2), layout="constrained")
+    loss, *parts, norm = axes
     loss.plot(x, [r["loss"] for r in steps], color="0.7", label="training loss, noised images")
     for name, style in (("latest", "o--"), ("average", "o-")):
         loss.plot([r["step"] for r in held_out], [r[f"held_out_{name}"] for r in held_out], style, label=f"held out, {name} weights")
-    loss.set(ylabel="bits/dim", title="Likelihood")
+    loss.set(ylabel="bits/dim" if likelihood else "root mean square error", title="Likelihood" if likelihood else "Student")
     loss.legend(frameon=False)
-    for name, label in zip(PARTS, ("informative", "redundant", "log-determinant")):
-        parts.plot(x, [r[name] for r in steps], label=label)
-    parts.set(ylabel="nats/dim", title="The three parts of the log-density")
-    parts.legend(frameon=False)
+    for panel in parts:
+        for name, label in zip(PARTS, ("informative", "redundant", "log-determinant")):
+            panel.plot(x, [r[name] for r in steps], label=label)
+        panel.set(ylabel="nats/dim", title="The three parts of the log-density")
+        panel.legend(frameon=False)
     norm.plot(x, [r["gradient_norm"] for r in steps], color="0.4")
     norm.set(yscale="log", title="Gradient norm, before clipping")
     norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     norm.yaxis.set_major_formatter("{x:g}")
     norm.yaxis.set_minor_formatter(NullFormatter())
-    for axes in (loss, parts, norm):
-        axes.set_xlabel("step")
+    for panel in axes:
+        panel.set_xlabel("step")
 
 # %% ../nbs/08_training.ipynb #08-023b
 def check_dataset(dataset: Dataset, config: FarmerConfig) -> None:

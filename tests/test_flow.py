@@ -1,9 +1,10 @@
 "The flow: what its lesson and the float64 checks leave open, such as depth, half precision and odd sizes."
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing import assert_close
 
-from farmer.flow import AutoregressiveBlock, AutoregressiveFlow
+from farmer.flow import AutoregressiveBlock, AutoregressiveFlow, recorded_inverse
 
 
 def make_flow(blocks=3, tokens=6, channels=4, width=32, spread=0.3, **options) -> AutoregressiveFlow:
@@ -130,3 +131,42 @@ def test_predictions_never_read_the_token_they_serve():
         for before, after in zip(block.predict(x), block.predict(changed)):
             assert_close(after[:, : i + 1], before[:, : i + 1], rtol=0, atol=1e-6)
             assert i == 5 or (after[:, i + 1] - before[:, i + 1]).abs().max() > 1e-3
+
+
+def plainly(step, restart, times):
+    "Run the step that a GPU would record, after one for warming up, as a recording does."
+    step()
+    restart()
+    for _ in range(times):
+        step()
+
+
+@pytest.mark.parametrize("scale_first", [True, False])
+def test_the_recorded_step_is_the_exact_inverse(scale_first):
+    block = make_flow(1, tokens=9, scale_first=scale_first).double().blocks[0]
+    z = draw(3, 9, 4, dtype=torch.float64)
+    x = torch.full_like(z, torch.nan)
+    with torch.no_grad():
+        recorded_inverse(block, z, x, plainly)
+    assert_close(x, block.inverse(z), rtol=0, atol=1e-12)
+
+
+def test_the_recorded_step_needs_nothing_of_the_host():
+    "With tensors that have a device and a shape but no values: an operation that asks for a value, or mixes devices, fails."
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+        block, z = AutoregressiveBlock(9, 4, 32, 2, 2), torch.empty(3, 9, 4)
+        x = torch.empty_like(z)
+        recorded_inverse(block, z, x, plainly)
+        with pytest.raises(DataDependentOutputException):
+            z.sum().item()
+    assert x.device.type == "cuda" and x.shape == (3, 9, 4)
+
+
+def test_the_recorded_step_under_autocast():
+    block, z = make_flow(1, tokens=9).blocks[0], draw(3, 9, 4)
+    x = torch.full_like(z, torch.nan)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        recorded_inverse(block, z, x, plainly)
+        assert_close(x, block.inverse(z), rtol=0, atol=1e-2)
+    assert_close(x, block.inverse(z), rtol=0, atol=0.2)
+    assert x.dtype == torch.float32

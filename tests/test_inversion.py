@@ -17,9 +17,9 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from farmer.cli import main
-from farmer.flow import InverseAutoregressiveFlow, jacobi_inverse, jacobi_round
+from farmer.flow import InverseAutoregressiveFlow, invert_block, jacobi_inverse, jacobi_round
 from farmer.inversion import DISTILLATION, Distiller
-from farmer.model import Farmer, FarmerConfig
+from farmer.model import Farmer
 from farmer.patches import dequantize
 from farmer.training import Trainer, checkpoints, read_log
 
@@ -42,7 +42,7 @@ def test_jacobi_is_exact_to_its_tolerance(blocks, scale_first):
     for tolerance in (1e-3, 1e-6, 1e-9):
         found = jacobi_inverse(flow, z, tolerance)
         assert_close(found.x, x, rtol=0, atol=30 * tolerance)
-        assert found.rounds.shape == found.change.shape == (7, blocks) and 1 <= found.rounds.min() and found.rounds.max() <= 13
+        assert found.rounds.shape == found.change.shape == (7, blocks)
         assert (found.change <= tolerance).all()
     assert (jacobi_inverse(flow, z, 1e-9).rounds >= jacobi_inverse(flow, z, 1e-3).rounds).all()
 
@@ -69,18 +69,18 @@ def test_jacobi_gives_each_image_what_it_gets_alone():
 
 
 def test_jacobi_survives_guesses_that_overflow():
-    flow = make_flow(1, tokens=8)
+    "A token whose latent is huge makes the first guesses of all later ones wild; they must not spoil what is right already."
+    block, z = make_flow(1, tokens=8).blocks[0], draw(4, 8, 4)
+    z[0, 5] = 1e25
     with torch.no_grad():
-        flow.blocks[0].output.weight *= 400  # guesses far off overflow in float32
-    z = 30 * draw(4, 8, 4)
-    block = flow.blocks[0]
-    with torch.no_grad():
-        guess = z
-        for _ in range(3):
-            guess = jacobi_round(block, z, guess)
-    assert not guess.isfinite().all()  # without care, that is what happens
-    found = jacobi_inverse(flow, z)
-    assert not found.x.isnan().any() and found.rounds.max() <= 9
+        assert jacobi_round(block, z, z)[0, :5].isnan().any()  # without care, that is what happens
+    found = invert_block(block, z, 1e-5)
+    assert_close(found.x[:, :5], block.inverse(z)[:, :5], rtol=0, atol=1e-4)
+    assert_close(found.x[1:], block.inverse(z)[1:], rtol=0, atol=1e-4)
+
+
+def test_jacobi_refuses_half_precision():
+    complaint(ValueError, lambda: jacobi_inverse(make_flow(), draw(2, 6, 4).bfloat16()), "torch.bfloat16", "float32 or float64")
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, 1e-8, math.nan])
@@ -178,6 +178,16 @@ def test_the_student_moves_with_the_model_and_is_no_part_of_its_density():
     assert torch.equal(density, model.log_prob(images, LABELS))
 
 
+@pytest.mark.parametrize("solver", ["exact", "jacobi", "student"])
+def test_solvers_under_autocast_return_full_precision(solver):
+    model = with_student()
+    latents = model.sample_latents(LABELS, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        images = model.decode(latents, solver, tolerance=1e-2)
+    assert images.dtype == torch.float32
+    assert_close(images, model.decode(latents, solver), rtol=0, atol=0.2)
+
+
 # --- Files
 
 
@@ -193,6 +203,18 @@ def test_a_student_is_saved_and_loaded_with_its_model(tmp_path):
     assert loaded.student is None and Farmer.from_pretrained(tmp_path).student is not None
     small(seed=1).save_pretrained(tmp_path)  # another flow
     assert not (tmp_path / "student.safetensors").exists() and Farmer.from_pretrained(tmp_path).student is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_student_survives_saving_in_any_precision(tmp_path, dtype):
+    with_student().to(dtype).save_pretrained(tmp_path)
+    assert Farmer.from_pretrained(tmp_path).student.blocks[0].start.dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_loading_other_weights_drops_the_student():
+    model = with_student()
+    model.load_state_dict(small(seed=1).state_dict())
+    assert model.student is None
 
 
 def test_students_of_other_models_are_refused(tmp_path):
@@ -323,8 +345,8 @@ def test_distillation_resumes_bit_identically(tmp_path, stop):
 
 def test_checkpoints_of_another_teacher_or_data_are_refused(tmp_path):
     make(tmp_path).train(last_step=2)
-    complaint(ValueError, lambda: make(tmp_path, seed=1), "other data", "teacher")
-    complaint(ValueError, lambda: make(tmp_path, dataset=stripes(seed=5)), "other data")
+    complaint(ValueError, lambda: make(tmp_path, seed=1), "another run", "teacher", "the same data and model")
+    complaint(ValueError, lambda: make(tmp_path, dataset=stripes(seed=5)), "another run")
     complaint(ValueError, lambda: make(tmp_path, replace(SHORT, learning_rate=1e-3)), "learning_rate")
 
 
@@ -371,4 +393,5 @@ def test_distilling_an_embedded_model_needs_a_place_for_it(tmp_path, capsys):
     assert "neither a folder" in mistake(capsys, "distill", tmp_path / "nothing", "--data", "digits", "--folder", tmp_path / "other")
     shutil.copytree(tmp_path / "new" / "model", tmp_path / "bare")
     assert "--data" in mistake(capsys, "distill", tmp_path / "bare", "--folder", tmp_path / "other")
+    main(["distill", str(tmp_path / "new"), "--steps", "1", "--batch-size", "4", "--evaluation-images", "10"])  # it knows its data
     assert "glyphs" in mistake(capsys, "distill", "digits", "--data", "glyphs", "--folder", tmp_path / "other")
