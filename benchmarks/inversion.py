@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from farmer.data import load_dataset
-from farmer.flow import AutoregressiveFlow, InverseAutoregressiveFlow, jacobi_inverse
+from farmer.flow import AutoregressiveFlow, InverseAutoregressiveFlow, jacobi_inverse, own_order
 from farmer.inversion import DISTILLATION, tokens_of
 from farmer.model import Farmer
 from farmer.patches import dequantize
+from farmer.transformer import TransformerLayer
 
 NAMES = ("digits", "glyphs")
 
@@ -56,7 +57,6 @@ def prior_pairs(model: Farmer, labels: Tensor, seed: int) -> tuple[Tensor, Tenso
 # --- The embedded students
 
 
-@torch.no_grad()
 def students(count: int = 1000, seeds: int = 3) -> dict:
     results = {}
     for name in NAMES:
@@ -101,6 +101,13 @@ def students(count: int = 1000, seeds: int = 3) -> dict:
 # --- Ways of training a student
 
 
+def see_all_tokens(layer: TransformerLayer, x: Tensor) -> Tensor:  # (B, N, W) -> (B, N, W)
+    "The layer without its causal mask."
+    projected = layer.query_key_value(layer.attention_norm(x)).unflatten(-1, (3, layer.heads, -1)).permute(2, 0, 3, 1, 4)
+    x = x + layer.attention_output(F.scaled_dot_product_attention(*projected).transpose(1, 2).flatten(2))
+    return x + layer.network_output(F.gelu(layer.network_input(layer.network_norm(x))))
+
+
 class BothWays(nn.Module):
     "The paper's student: blocks of the flow's sizes whose attention sees all tokens, and a token's own z."
 
@@ -121,15 +128,13 @@ class BothWays(nn.Module):
     def forward(self, z: Tensor) -> list[Tensor]:  # the outputs of the blocks, last block of the flow first
         states = []
         for index, block in reversed(list(enumerate(self.blocks))):
-            z = z.flip(1) if index % 2 else z
+            z = own_order(z, index)
             x = torch.cat([block.start.expand(len(z), 1, -1), block.input(z[:, :-1])], dim=1) + block.position + self.own[index](z)
             for layer in block.transformer.layers:
-                projected = layer.query_key_value(layer.attention_norm(x)).unflatten(-1, (3, layer.heads, -1)).permute(2, 0, 3, 1, 4)
-                x = x + layer.attention_output(F.scaled_dot_product_attention(*projected).transpose(1, 2).flatten(2))
-                x = x + layer.network_output(F.gelu(layer.network_input(layer.network_norm(x))))
+                x = see_all_tokens(layer, x)
             shift, log_scale = block.shift_and_log_scale(block.transformer.norm(x))
             z = z * torch.exp(-log_scale) + shift
-            z = z.flip(1) if index % 2 else z
+            z = own_order(z, index)
             states.append(z)
         return states
 
@@ -154,9 +159,7 @@ class HiddenAlignment(nn.Module):
         x = first.input(z) + first.position
         for block, skip, read in zip(reversed(self.body.blocks), self.skip, self.read):
             for layer in block.transformer.layers:
-                projected = layer.query_key_value(layer.attention_norm(x)).unflatten(-1, (3, layer.heads, -1)).permute(2, 0, 3, 1, 4)
-                x = x + layer.attention_output(F.scaled_dot_product_attention(*projected).transpose(1, 2).flatten(2))
-                x = x + layer.network_output(F.gelu(layer.network_input(layer.network_norm(x))))
+                x = see_all_tokens(layer, x)
             states.append(read(x) + skip(z))
         return states
 
@@ -171,10 +174,10 @@ class Causal(nn.Module):
     def forward(self, z: Tensor) -> list[Tensor]:
         states = []
         for index, block in reversed(list(enumerate(self.student.blocks))):
-            z = z.flip(1) if index % 2 else z
+            z = own_order(z, index)
             shift, log_scale = block.predict(z)
             z = torch.addcmul(shift, z, torch.exp(-log_scale))
-            z = z.flip(1) if index % 2 else z
+            z = own_order(z, index)
             states.append(z)
         return states
 
@@ -276,7 +279,6 @@ def seconds(call, repeats: int, device: str = "cpu") -> float:
     return min(times)
 
 
-@torch.no_grad()
 def timings(device: str) -> dict:
     if device == "cpu":
         return timings_cpu()
@@ -316,7 +318,6 @@ def timings_cpu() -> dict:
     return results
 
 
-@torch.no_grad()
 def jacobi(batch: int = 64, tolerance: float = 1e-5) -> dict:
     results, cases = {}, {}
     for name in NAMES:
@@ -332,7 +333,7 @@ def jacobi(batch: int = 64, tolerance: float = 1e-5) -> dict:
             single = AutoregressiveFlow.__new__(AutoregressiveFlow)
             nn.Module.__init__(single)
             single.blocks = nn.ModuleList([block])
-            turned = z.flip(1) if index % 2 else z
+            turned = own_order(z, index)
             exact, found = single.inverse(turned), jacobi_inverse(single, turned, tolerance)
             times = [seconds(lambda: jacobi_inverse(single, turned, tolerance), 3), seconds(lambda: single.inverse(turned), 3)]
             difference = (found.x - exact).abs().max().item()
@@ -341,7 +342,7 @@ def jacobi(batch: int = 64, tolerance: float = 1e-5) -> dict:
             if index < 4 or index > 24:
                 span = f"{rounds.mean():.1f} ({found.rounds.min()}-{found.rounds.max()})"
                 print(f"{index + 1:6}{span:>16}{times[0] * 1e3:12.1f}{times[1] * 1e3:12.1f}{times[1] / times[0]:15.2f}x{difference:13.1e}", flush=True)
-            z = exact.flip(1) if index % 2 else exact
+            z = own_order(exact, index)
         total = [sum(row[way] for row in rows) for way in ("jacobi", "exact")]
         print(f"all blocks: jacobi {total[0] * 1e3:.0f} ms, exact {total[1] * 1e3:.0f} ms: jacobi is {total[1] / total[0]:.2f}x as fast")
         results[name] = rows
