@@ -45,6 +45,7 @@ test: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/flow.py $(if $(TARFLOW),--tarflow "$(TARFLOW)")
 	$(BIN)/python benchmarks/shared_mixture.py
+	$(BIN)/python benchmarks/inversion.py time
 
 pretrained: $(STAMP)
 	for name in digits glyphs; do \
