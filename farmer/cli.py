@@ -106,6 +106,8 @@ class Distill:
     def __call__(self) -> None:
         run = Path(self.run)
         is_run = (run / "model" / "config.json").is_file()
+        if not is_run and (run / "checkpoints").is_dir():
+            raise ValueError(f"{self.run} has no model yet; let its training finish first, with the same command again")
         if not is_run and self.folder is None:
             raise ValueError(f"{self.run} is not the folder of a run; say with --folder where the model with its student should go")
         source = run / "model" if is_run else self.run

@@ -386,6 +386,11 @@ def test_train_distill_and_sample(tmp_path, capsys):
         assert f"solver {solver}: latents reached within" in capsys.readouterr().out and (tmp_path / f"{solver}.png").is_file()
 
 
+def test_an_unfinished_run_cannot_be_distilled(tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert "no model yet" in mistake(capsys, "distill", tmp_path / "run")
+
+
 def test_distilling_an_embedded_model_needs_a_place_for_it(tmp_path, capsys):
     assert "--folder" in mistake(capsys, "distill", "digits")
     main(["distill", "digits", "--folder", str(tmp_path / "new"), "--steps", "1", "--batch-size", "4", "--evaluation-images", "10"])
