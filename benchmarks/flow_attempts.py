@@ -65,27 +65,22 @@ ATTEMPTS = {
 # --- Reverse: one token of every image
 
 
-def products(layer: TransformerLayer, x: Tensor, attend_to, activation=F.gelu) -> Tensor:
+def apart(x: Tensor, branch: Tensor, weight: Tensor) -> Tensor:
+    return x + F.linear(branch, weight)
+
+
+def fused(x: Tensor, branch: Tensor, weight: Tensor) -> Tensor:
+    "The addition inside the product before it."
+    return torch.addmm(x, branch, weight.T)
+
+
+def products(layer: TransformerLayer, x: Tensor, attend_to, activation=F.gelu, add=apart) -> Tensor:
     norm, width = layer.attention_norm, x.shape[1]
     projected = F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), layer.query_key_value.weight)
-    x = x + F.linear(attend_to(projected.view(len(x), 3, layer.heads, 1, -1).transpose(0, 1)), layer.attention_output.weight)
-    norm = layer.network_norm
+    attended = attend_to(projected.view(len(x), 3, layer.heads, 1, -1).transpose(0, 1))
+    x, norm = add(x, attended, layer.attention_output.weight), layer.network_norm
     hidden = activation(F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), layer.network_input.weight))
-    return x + F.linear(hidden, layer.network_output.weight)
-
-
-def fused_additions(layer, x: Tensor, cache, index: int) -> Tensor:
-    "Each addition inside the product before it."
-    batch, width = x.shape
-    norm = layer.attention_norm
-    projected = F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), layer.query_key_value.weight)
-    query_key_value = projected.view(batch, 3, layer.heads, 1, width // layer.heads).transpose(0, 1)
-    keys, values = cache.extend(index, query_key_value[1:])
-    attended = F.scaled_dot_product_attention(query_key_value[0], keys, values).reshape(batch, width)
-    x = torch.addmm(x, attended, layer.attention_output.weight.T)
-    norm = layer.network_norm
-    hidden = F.gelu(F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), layer.network_input.weight))
-    return torch.addmm(x, hidden, layer.network_output.weight.T)
+    return add(x, hidden, layer.network_output.weight)
 
 
 def batched_products(layer, x: Tensor, cache, index: int) -> Tensor:
@@ -114,13 +109,13 @@ def no_attention(layer, x: Tensor, cache, index: int) -> Tensor:
     return products(layer, x, lambda query_key_value: query_key_value[2].reshape(x.shape))
 
 
-def with_cached(activation):
+def with_cached(activation=F.gelu, add=apart):
     def step(layer, x: Tensor, cache, index: int) -> Tensor:
         def attend_to(query_key_value: Tensor) -> Tensor:
             keys, values = cache.extend(index, query_key_value[1:])
             return F.scaled_dot_product_attention(query_key_value[0], keys, values).reshape(x.shape)
 
-        return products(layer, x, attend_to, activation)
+        return products(layer, x, attend_to, activation, add)
 
     return step
 
@@ -135,7 +130,7 @@ def products_only(layer, x: Tensor, cache, index: int) -> Tensor:
 REVERSE = {
     "as it is": TransformerLayer.step,
     "one thread": TransformerLayer.step,
-    "additions fused into the products": fused_additions,
+    "additions fused into the products": with_cached(add=fused),
     "attention by two batched products": batched_products,
     "attention by elementwise products": summed_attention,
     "* GELU by tanh": with_cached(lambda x: F.gelu(x, approximate="tanh")),

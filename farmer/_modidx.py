@@ -174,6 +174,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'farmer.model.check_labels': ('model.html#check_labels', 'farmer/model.py'),
                               'farmer.model.check_latents': ('model.html#check_latents', 'farmer/model.py'),
                               'farmer.model.check_levels': ('model.html#check_levels', 'farmer/model.py'),
+                              'farmer.model.check_solver': ('model.html#check_solver', 'farmer/model.py'),
                               'farmer.model.checksum': ('model.html#checksum', 'farmer/model.py'),
                               'farmer.model.exact': ('model.html#exact', 'farmer/model.py'),
                               'farmer.model.invert_flow': ('model.html#invert_flow', 'farmer/model.py'),

@@ -126,7 +126,8 @@ class Distill:
         model = distiller.finished().cpu()
         target = (self.folder or run) / "model"
         model.save_pretrained(target)
-        save_source(target.parent, data)
+        if self.folder is not None:
+            save_source(self.folder, data)
         last = [record for record in read_log(distiller.folder) if "held_out_average" in record][-1]
         print(f"held out: root mean square error {last['held_out_average']:.4f}; of samples, in latents, {last['residual']:.3f}")
         print(f"next: farmer sample {target} --solver student")

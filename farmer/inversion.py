@@ -69,8 +69,8 @@ def evaluate_student(distiller: "Distiller") -> dict:
 class Distiller(Trainer):
     """Trains the student of a model with the loop of `Trainer`: `average.module` becomes a one-pass inverse of the model's flow.
 
-    The weights of the teacher do not change; its `student` becomes the average. Log, samples and checkpoints go to a folder, from which a run is resumed exactly; a
-    checkpoint of another teacher or of other data or settings raises a ValueError.
+    The weights of the teacher do not change; its `student` becomes the average. Log, samples and checkpoints go to a
+    folder, from which a run is resumed exactly; a checkpoint of another teacher, data or settings raises a ValueError.
     """
 
     loss_unit, loss = "root mean square error", distillation_loss

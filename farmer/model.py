@@ -6,8 +6,8 @@
 __all__ = ['FORMAT_VERSION', 'EMBEDDED', 'FarmerConfig', 'check_field', 'check_config', 'Latents', 'make_prior',
            'ModuleWithStudent', 'FarmerNetwork', 'check_images', 'check_levels', 'check_labels', 'check_latents',
            'check_generator', 'check_guidance', 'exact', 'FarmerLikelihood', 'InversionReport', 'SampleReport',
-           'invert_flow', 'FarmerSampler', 'Farmer', 'replace_files', 'write_atomically', 'checksum', 'save_model',
-           'model_files', 'read_config', 'read_tensors', 'read_student', 'load_model']
+           'check_solver', 'invert_flow', 'FarmerSampler', 'Farmer', 'replace_files', 'write_atomically', 'checksum',
+           'save_model', 'model_files', 'read_config', 'read_tensors', 'read_student', 'load_model']
 
 # %% ../nbs/07_model.ipynb #07-003
 import functools
@@ -414,21 +414,25 @@ class SampleReport:
     inversion: InversionReport
 
 
+def check_solver(solver: str, student: InverseAutoregressiveFlow | None) -> None:
+    "Raise ValueError for an unknown solver or a missing student."
+    if solver not in ("exact", "jacobi", "student"):
+        raise ValueError(f"solver must be exact, jacobi or student; got {solver!r}")
+    if solver == "student" and student is None:
+        raise ValueError("this model has no student; make one with `farmer distill`, or use solver='exact'")
+
+
 def invert_flow(
     model: FarmerNetwork,
     z: Tensor,  # (B, N, d)
     solver: str,
     tolerance: float,
 ) -> tuple[Tensor, Tensor | None]:  # (B, N, d), and Jacobi's rounds (B, n)
-    "The flow backwards. Raises ValueError for an unknown solver or a missing student, and warns where Jacobi has not settled."
+    "The flow backwards. Warns where Jacobi has not settled."
     if solver == "exact":
         return model.flow.inverse(z), None
     if solver == "student":
-        if model.student is None:
-            raise ValueError("this model has no student; make one with `farmer distill`, or use solver='exact'")
         return model.student(z)[0], None
-    if solver != "jacobi":
-        raise ValueError(f"solver must be exact, jacobi or student; got {solver!r}")
     found = jacobi_inverse(model.flow, z, tolerance)
     moving = (found.change > tolerance).any(1)
     if moving.any():
@@ -455,6 +459,7 @@ class FarmerSampler(FarmerLikelihood):
     ) -> Tensor | tuple[Tensor, InversionReport]:  # (B, C, H, W), in [-1, 1] up to overshoot
         "Run the flow backwards. No gradient flows. Raises ValueError for a solver that is unknown or that this model lacks."
         check_latents(latents, self.config.tokens, self.partition)
+        check_solver(solver, self.student)
         z = self.partition.join(latents.informative, latents.redundant).detach().to(self.basis.matrix)
         labels = check_labels([self.null_class] * len(z) if labels is None else labels, self.config.num_classes, None, self.device)
         if len(labels) != len(z):
@@ -510,6 +515,7 @@ class Farmer(FarmerSampler):
 
         Arguments are those of `sample_latents` and `decode`. Raises ValueError for what this model or these labels do not allow.
         """
+        check_solver(solver, self.student)
         latents, guided = self.sample_latents(labels, generator, guidance=guidance, return_report=True)
         made = self.decode(latents, solver, tolerance=tolerance, labels=labels, return_report=return_report)
         return (made[0], SampleReport(guided, made[1])) if return_report else made

@@ -149,7 +149,7 @@ class CausalTransformer(nn.Module):
         weight, heads = self.norm.weight, self.layers[0].heads
         if is_autocasting(weight.device):
             weight = weight.to(torch.get_autocast_dtype(weight.device.type))
-        return cache(len(self.layers), batch, heads, length, self.norm.weight.numel() // heads, like=weight)
+        return cache(len(self.layers), batch, heads, length, len(weight) // heads, like=weight)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:  # (B, N, W) -> (B, N, W)
         "Read N tokens in parallel; given a cache, which must be empty, leave them there for later steps."

@@ -5,6 +5,7 @@ import math
 import shutil
 import weakref
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -161,6 +162,8 @@ def test_solvers_that_do_not_exist_are_refused():
     latents = model.encode(clean_images())
     complaint(ValueError, lambda: model.decode(latents, "student"), "no student", "farmer distill")
     complaint(ValueError, lambda: model.sample([0], solver="newton"), "exact, jacobi or student", "'newton'")
+    with mock.patch.object(model.prior, "sample", side_effect=AssertionError("drawn in vain")):
+        complaint(ValueError, lambda: model.sample([0], solver="student"), "no student")
     complaint(ValueError, lambda: model.decode(latents, labels=[0, 1], return_report=True), "2 labels", "6 images")
 
 
@@ -379,7 +382,7 @@ def test_train_distill_and_sample(tmp_path, capsys):
     assert len(checkpoints(run / "student")) == 2
     loaded = Farmer.from_pretrained(run / "model")
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in density.items()) and loaded.student is not None
-    main([*arguments[:3], "4", *arguments[4:]])
+    main([*arguments, "--data", "digits"])
     assert "going on from step 4 of 4" in capsys.readouterr().out
     for solver in ("exact", "jacobi", "student"):
         main(["sample", str(run / "model"), "--count", "2", "--solver", solver, "--output", str(tmp_path / f"{solver}.png")])
