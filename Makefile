@@ -19,7 +19,7 @@ help:
 	@echo "  make lab     open the notebooks in JupyterLab"
 	@echo "  make test    run every check and every notebook, as continuous integration does"
 	@echo "  make bench   time the fast code against plain or published code"
-	@echo "  make pretrained  train and distill the embedded models again"
+	@echo "  make pretrained  train the embedded models again, an hour or more"
 	@echo "  make build   after editing notebooks: export farmer/, clean nbs/, make README.md"
 	@echo ""
 	@echo "  PYTHON=python3.12                      interpreter for a new $(VENV), 3.10 or newer"
@@ -46,12 +46,20 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/flow.py $(if $(TARFLOW),--tarflow "$(TARFLOW)")
 	$(BIN)/python benchmarks/shared_mixture.py
 	$(BIN)/python benchmarks/inversion.py time
+	$(BIN)/python benchmarks/explorer.py
 
 pretrained: $(STAMP)
 	for name in digits glyphs; do \
 	  $(BIN)/farmer train $$name --device cpu --folder runs/pretrained/$$name && \
 	  $(BIN)/farmer distill runs/pretrained/$$name --device cpu && \
-	  mkdir -p farmer/pretrained/$$name && cp runs/pretrained/$$name/model/* farmer/pretrained/$$name/ || exit 1; \
+	  $(BIN)/python tools/embed.py runs/pretrained/$$name $$name || exit 1; \
+	done
+	for name in glyphs-field glyphs-palette; do \
+	  for basis in luma-chroma pca pixels; do \
+	    model=$$name-$$basis; [ $$basis = luma-chroma ] && model=$$name; \
+	    $(BIN)/farmer train $$name --basis $$basis --device cpu --folder runs/pretrained/$$model && \
+	    $(BIN)/python tools/embed.py runs/pretrained/$$model $$model --half || exit 1; \
+	  done; \
 	done
 
 build: $(STAMP)

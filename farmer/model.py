@@ -7,9 +7,10 @@ __all__ = ['FORMAT_VERSION', 'EMBEDDED', 'FarmerConfig', 'check_field', 'check_c
            'ModuleWithStudent', 'FarmerNetwork', 'check_images', 'check_levels', 'check_labels', 'check_latents',
            'check_generator', 'check_guidance', 'exact', 'FarmerLikelihood', 'InversionReport', 'SampleReport',
            'check_solver', 'invert_flow', 'FarmerSampler', 'Farmer', 'replace_files', 'write_atomically', 'checksum',
-           'save_model', 'model_files', 'read_config', 'read_tensors', 'read_student', 'load_model']
+           'save_model', 'embedded_models', 'model_files', 'read_config', 'read_tensors', 'read_student', 'load_model']
 
 # %% ../nbs/07_model.ipynb #07-003
+import copy
 import functools
 import json
 import math
@@ -520,9 +521,9 @@ class Farmer(FarmerSampler):
         made = self.decode(latents, solver, tolerance=tolerance, labels=labels, return_report=return_report)
         return (made[0], SampleReport(guided, made[1])) if return_report else made
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        "Write `config.json`, `model.safetensors` and, if there is a student, `student.safetensors`. If writing fails, the earlier files stay; files of two saves are never loaded together. A student of an earlier save stays if it fits."
-        save_model(self, Path(folder))
+    def save_pretrained(self, folder: str | os.PathLike, half: bool = False) -> None:
+        "Write `config.json`, `model.safetensors` and, if there is a student, `student.safetensors`. If writing fails, the earlier files stay; files of two saves are never loaded together. A student of an earlier save stays if it fits. With `half`, weights are rounded to float16, which halves the files; the channel basis is not."
+        save_model(self, Path(folder), half)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> "Farmer":
@@ -564,12 +565,15 @@ def checksum(module: nn.Module) -> str:
     return f"{value:08x}"
 
 
-def save_model(model: FarmerNetwork, folder: Path) -> None:
+def save_model(model: FarmerNetwork, folder: Path, half: bool = False) -> None:
     """The weights carry their configuration too, so that files of two different saves cannot be mixed unnoticed.
 
     A student that an earlier save left in the folder stays if it fits these weights, and goes if not.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if half:
+        basis, model = model.basis, copy.deepcopy(model).half()
+        model.basis = basis  # which must stay a rotation
     config = json.dumps({"farmer_format": FORMAT_VERSION, **asdict(model.config)}, indent=1)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     files = {folder / "model.safetensors": save(tensors, {"config": config}), folder / "config.json": config.encode()}
@@ -585,9 +589,14 @@ def save_model(model: FarmerNetwork, folder: Path) -> None:
             path.unlink()
 
 # %% ../nbs/07_model.ipynb #07-042
+def embedded_models() -> list[str]:
+    "Names of the models that come with the library."
+    return sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
+
+
 def model_files(name: str | os.PathLike) -> tuple[Path, Path]:
     "Configuration and weights of an embedded model, or of a folder: a folder called digits is given as ./digits or as a Path."
-    embedded = sorted(path.name for path in EMBEDDED.glob("*") if path.is_dir())
+    embedded = embedded_models()
     folder = EMBEDDED / name if name in embedded else Path(name)
     if not folder.is_dir():
         raise FileNotFoundError(f"no model {str(name)!r}: neither a folder nor one of the embedded models ({', '.join(embedded)})")

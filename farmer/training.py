@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'KEPT_CHECKPOINTS', 'PARTS', 'TrainingConfig', 'derive_seed', 'BatchStream', 'warmed_up_average',
            'best_device', 'evaluate_bits_per_dim', 'save_samples', 'evaluate', 'fingerprint', 'checkpoints',
-           'save_checkpoint', 'load_checkpoint', 'read_log', 'rewind_log', 'plot_log', 'check_dataset', 'prepare',
-           'identify', 'stop_unless_finite', 'likelihood_loss', 'train_step', 'Trainer']
+           'save_checkpoint', 'load_checkpoint', 'read_log', 'rewind_log', 'save_source', 'read_source', 'plot_log',
+           'check_dataset', 'prepare', 'identify', 'stop_unless_finite', 'likelihood_loss', 'train_step', 'Trainer']
 
 # %% ../nbs/08_training.ipynb #08-002
 import io
@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from .data import to_levels
-from .model import Farmer, FarmerConfig, SampleReport, write_atomically
+from .data import IMAGE_SIZES, to_levels
+from .model import Farmer, FarmerConfig, SampleReport, model_files, write_atomically
 from .patches import add_gaussian_noise, bits_per_dimension, cosine_schedule, dequantize
 from .prior import drop_labels
 
@@ -266,6 +266,22 @@ def rewind_log(folder: Path, step: int) -> None:
     if (folder / "log.jsonl").exists():
         kept = [json.dumps(record) + "\n" for record in read_log(folder) if record["step"] <= step]
         write_atomically(folder / "log.jsonl", "".join(kept).encode())
+
+# %% ../nbs/08_training.ipynb #08-022a
+def save_source(folder: Path, data: str) -> None:
+    "Note in a run's folder which data it was trained on, a name or a folder, so that later commands need not be told."
+    data = data if data in IMAGE_SIZES else str(Path(data).expanduser().resolve())
+    write_atomically(folder / "run.json", json.dumps({"data": data}).encode())
+
+
+def read_source(model: str | Path) -> str:
+    "Which data an embedded model, or the model in a run's folder, was trained on. Raises ValueError if nothing says it."
+    folder = model_files(model)[0].parent
+    for place in (folder, folder.parent):
+        if (place / "run.json").is_file():
+            return json.loads((place / "run.json").read_text())["data"]
+    raise ValueError(f"{model} does not say which data it was trained on; say it with data, on the command line --data")
+
 
 # %% ../nbs/08_training.ipynb #08-023
 def plot_log(folder: str | Path) -> None:

@@ -1,4 +1,5 @@
 "The `farmer` command as its users meet it: what it prints, writes and says about mistakes."
+import json
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from farmer.cli import PRESETS, main, parse, text_images
+from farmer.cli import PRESETS, explorer_notebook, main, parse, text_images
 from farmer.model import Farmer
 from farmer.training import checkpoints, read_log
 
@@ -145,6 +146,19 @@ def test_damaged_model_is_named(tmp_path, capsys):
 def test_divergence_ends_with_one_line(tmp_path, capsys):
     error = mistake(capsys, "train", "digits", "--folder", tmp_path, "--learning-rate", "1e30", "--warmup-steps", "1", "--steps", "20", "--save-every", "1", *SMALL)
     assert "step " in error and "last good checkpoint" in error
+
+
+@pytest.mark.parametrize("package", ["voila", "anywidget"])
+def test_explore_without_its_packages(package, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.app", None)
+    error = mistake(capsys, "explore", "digits")
+    assert f"this needs {package}" in error and "pip install" in error
+
+
+def test_explorer_notebook_shows_the_model():
+    [title, cell] = json.loads(explorer_notebook("runs/it's/model", None))["cells"]
+    assert title["cell_type"] == "markdown" and cell["source"].endswith("""explore("runs/it's/model", None)""")
 
 
 def test_presets_fit_their_data():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_NOTEBOOK_BYTES = 500_000
 MAX_CELL_LINES = 60
 # What farmer must not need to be imported: everything of the extras, and tyro, which only the command line uses.
-BLOCKED = ("matplotlib", "sklearn", "plotly", "ipywidgets", "IPython", "jupyter", "jupyterlab", "nbdev", "fastcore", "tyro")
+BLOCKED = ("matplotlib", "sklearn", "plotly", "ipywidgets", "IPython", "jupyter", "jupyterlab", "anywidget", "traitlets", "voila", "playwright", "nbdev", "fastcore", "tyro")
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = sorted(path for path in (ROOT / "farmer").glob("*.py") if path.stem != "_modidx")  # _modidx is nbdev's index

@@ -1,0 +1,118 @@
+"""How long the explorer makes you wait: `python benchmarks/explorer.py`, with `--browser` also in Chromium.
+
+For each embedded model and panel, the median and the slowest of 50 moves of a control, from the new value to the new
+pictures in the widgets (drawing, PNG encoding and handing over; no browser). With `--browser`, `farmer explore` is started
+three times: seconds from the command to the first picture on the page, and the median of 50 presses of a key, from the key
+to the new picture in the page. The numbers also go to a JSON file beside this script. It asserts no time.
+"""
+import argparse
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from farmer.data import import_optional
+from farmer.explorer import PANELS, Subject
+
+MOVES = 50
+MODELS = ("digits", "glyphs", "glyphs-field", "glyphs-palette")
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+WATCH = """name => {
+    const picture = document.querySelector(name);
+    window.waited = new Promise(resolve => document.addEventListener("keydown", () => {
+        const start = performance.now();
+        new MutationObserver((_, observer) => { observer.disconnect(); resolve(performance.now() - start); })
+            .observe(picture, { attributes: true, attributeFilter: ["src"] });
+    }, { capture: true, once: true }));
+}"""
+
+
+def time_widgets(name: str) -> dict:
+    "Milliseconds of every panel's first slider."
+    widgets, results = import_optional("ipywidgets", "ipywidgets"), {}
+    subject = Subject.load(name)
+    for title, panel in PANELS.items():
+        try:
+            panel(subject).draw()
+        except ValueError:
+            continue  # the panel does not apply to this model
+        controls = panel(subject).show().children[0].children
+        sliders = [control for control in controls if isinstance(control, (widgets.IntSlider, widgets.FloatSlider))]
+        for slider in sliders:
+            times = []
+            for move in range(MOVES + 3):
+                value = slider.min + slider.step * (1 + move % int((slider.max - slider.min) / slider.step))
+                begin = time.perf_counter()
+                slider.value = value
+                times.append(1000 * (time.perf_counter() - begin))
+            times = times[3:]
+            results[f"{title}, {slider.description}"] = {"median": statistics.median(times), "slowest": max(times)}
+    return results
+
+
+def time_browser(name: str, executable: str) -> dict:
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    begin = time.perf_counter()
+    server = subprocess.Popen([sys.executable, "-m", "farmer.cli", "explore", name, "--no-browser", "--port", str(port)], stderr=subprocess.DEVNULL)
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=executable, args=FLAGS.split())
+            page = browser.new_page(viewport={"width": 1300, "height": 1000})
+            while True:
+                try:
+                    page.goto(f"http://localhost:{port}/", timeout=90_000)
+                    break
+                except Exception:  # not there yet
+                    time.sleep(0.2)
+            page.locator(".farmer-variance-now").wait_for(timeout=90_000)
+            opened = time.perf_counter() - begin
+            slider = page.locator(".farmer-variance .noUi-handle").nth(1)
+            slider.focus()
+            times = []
+            for move in range(MOVES + 3):
+                page.evaluate(WATCH, ".farmer-variance-now")
+                slider.press("ArrowRight" if move // 25 % 2 == 0 else "ArrowLeft")
+                times.append(page.evaluate("window.waited"))
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+    return {"seconds to the first picture": opened, "median": statistics.median(times[3:]), "slowest": max(times[3:])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--browser", action="store_true")
+    arguments = parser.parse_args()
+    record = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(), "wait policy": os.environ.get("OMP_WAIT_POLICY", "")}
+    print(", ".join(f"{key} {value}" for key, value in record.items()))
+    for name in MODELS:
+        record[name] = time_widgets(name)
+        for key, value in record[name].items():
+            print(f"{name:16}{key:32} median {value['median']:6.1f} ms, slowest {value['slowest']:6.1f} ms", flush=True)
+    if arguments.browser:
+        executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+        if executable is None:
+            sys.exit("no chromium: install it, or set CHROMIUM to its path")
+        for name in MODELS:
+            rows = [time_browser(name, executable) for _ in range(3)]
+            record[f"{name}, browser"] = rows
+            opened = statistics.median(row["seconds to the first picture"] for row in rows)
+            print(f"{name:16}browser: first picture after {opened:.1f} s, key to picture median {statistics.median(row['median'] for row in rows):.0f} ms (medians of 3)", flush=True)
+    Path(__file__).with_name("explorer.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
