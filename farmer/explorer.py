@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'CANVAS', 'SCALES', 'MAX_UPLOAD', 'PANELS', 'subject_data', 'one_of_each_class', 'Subject',
-           'png_file', 'picture', 'heat_map', 'token_grid', 'Control', 'Panel', 'Input', 'value_input', 'tokens_input',
-           'canvas_class', 'picture_input', 'make_input', 'Output', 'panel_widget', 'check_redundant',
-           'redraw_redundant', 'share_between_components', 'Variance', 'swap_redundant', 'Swap', 'traverse',
-           'channel_reach', 'bar_picture', 'Traverse', 'check_prior', 'LikelihoodParts', 'likelihood_parts', 'Bits',
-           'marginal', 'TokenPrediction', 'predict_token', 'prediction_figure', 'Mixture', 'relatives', 'Basis',
-           'read_picture', 'nearest', 'YourImage', 'explore']
+           'png_file', 'picture', 'heat_map', 'token_grid', 'Control', 'Panel', 'InputWidget', 'value_input',
+           'tokens_input', 'canvas_class', 'picture_input', 'make_input', 'OutputWidget', 'panel_widget',
+           'check_partition', 'check_redundant', 'redraw_redundant', 'share_between_components', 'Variance',
+           'swap_redundant', 'Swap', 'traverse', 'channel_reach', 'bar_picture', 'Traverse', 'Bits', 'marginal',
+           'TokenPrediction', 'predict_token', 'prediction_figure', 'Mixture', 'relatives', 'Basis', 'read_picture',
+           'nearest', 'YourImage', 'explore']
 
 # %% ../nbs/11_explorer.ipynb #11-003
 import functools
@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import IMAGE_SIZES, ImageDataset, import_optional, load_dataset, to_images, to_levels
-from .flow import own_order
-from .guidance import resample, variational_proposal
+from .evaluation import check_prior, likelihood_parts
+from .guidance import is_improper, resample, variational_proposal
 from .mixture import GaussianMixture
 from .model import Farmer, Latents, embedded_models, exact
-from .patches import dequantize, patchify
+from .patches import dequantize
 from .training import read_source
 
 # Letters used for shapes:
@@ -102,16 +102,17 @@ class Subject:
         return likelihood_parts(self.model, noisy, self.labels).total.sum(1) / self.images[0].numel()
 
     @functools.cached_property
-    def training(self) -> tuple[Tensor, Latents]:
-        "5,000 training images, classes taking turns, and their latents."
+    def training(self) -> tuple[Tensor, Tensor, Latents]:
+        "5,000 training images, classes taking turns, their labels and their latents."
         dataset = subject_data(self.data, "train", self.model, self.name)
-        images, _ = dataset.batch(one_of_each_class(dataset, 5000))
+        images, labels = dataset.batch(one_of_each_class(dataset, 5000))
         with torch.no_grad():
             parts = [self.model.encode(part) for part in images.split(500)]
-        return images, Latents(torch.cat([part.informative for part in parts]), torch.cat([part.redundant for part in parts]))
+        return images, labels, Latents(torch.cat([part.informative for part in parts]), torch.cat([part.redundant for part in parts]))
 
 # %% ../nbs/11_explorer.ipynb #11-010
 def png_file(page: Image.Image) -> bytes:
+    "The content of a PNG file."
     file = io.BytesIO()
     page.save(file, "PNG", compress_level=1)  # quick rather than small: panels redraw while a slider moves
     return file.getvalue()
@@ -151,7 +152,7 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 def heat_map(
     values: Tensor,  # (B, h, w)
-    most: float,  # the value of the brightest colour
+    most: float,  # the value at the end of the colour scale
     signed: bool = False,  # from -most (purple) by way of 0 (white) to most (orange); otherwise from 0 (blue) to most (yellow)
     size: tuple[int, int] | None = None,  # enlarge to (H, W)
 ) -> Tensor:  # (B, 3, H, W) in [-1, 1]
@@ -240,7 +241,7 @@ class Panel:
             subject.append(f"count={len(self.subject.images)}")
         changed = {name: value for name, value in state.items() if value != self.controls()[name].start and not isinstance(value, bytes)}
         values = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-        return f"{type(self).__name__}(Subject.load({', '.join(subject)})).show({values})"
+        return f"from farmer.explorer import {type(self).__name__}, Subject; {type(self).__name__}(Subject.load({', '.join(subject)})).show({values})"
 
     def show(self, **state: object):
         "The panel as a widget, for the last line of a cell. Raises ValueError for impossible values, ImportError without ipywidgets."
@@ -253,7 +254,7 @@ class Panel:
 
 # %% ../nbs/11_explorer.ipynb #11-017
 @dataclass(frozen=True)
-class Input:
+class InputWidget:
     "A control on the page: its widget, how to read and to write its value, and how to be told of changes."
 
     widget: object
@@ -262,12 +263,12 @@ class Input:
     watch: Callable[[Callable], None]
 
 
-def value_input(widget) -> Input:
+def value_input(widget) -> InputWidget:
     "Of a widget that has a value."
-    return Input(widget, lambda: widget.value, lambda value: setattr(widget, "value", value), lambda call: widget.observe(call, "value"))
+    return InputWidget(widget, lambda: widget.value, lambda value: setattr(widget, "value", value), lambda call: widget.observe(call, "value"))
 
 
-def tokens_input(control: Control) -> Input:
+def tokens_input(control: Control) -> InputWidget:
     "A grid of buttons, one for each token, and two for all and none. The value is a tuple of the tokens that are down."
     widgets = import_optional("ipywidgets", "ipywidgets")
     rows, columns = control.values
@@ -295,7 +296,7 @@ def tokens_input(control: Control) -> Input:
     every.on_click(lambda _: write(range(len(buttons))))
     none.on_click(lambda _: write(()))
     box = widgets.VBox([widgets.HTML(html.escape(control.label)), grid, widgets.HBox([every, none])])
-    return Input(box, lambda: tuple(token for token, button in enumerate(buttons) if button.value), write, listeners.append)
+    return InputWidget(box, lambda: tuple(token for token, button in enumerate(buttons) if button.value), write, listeners.append)
 
 # %% ../nbs/11_explorer.ipynb #11-019
 CANVAS = """
@@ -345,7 +346,7 @@ def canvas_class() -> type:
     return Canvas
 
 # %% ../nbs/11_explorer.ipynb #11-020
-def picture_input(control: Control) -> Input:
+def picture_input(control: Control) -> InputWidget:
     "A file to choose and a canvas to draw on; the value is the file's content, or a PNG file of the drawing, whichever came last."
     widgets = import_optional("ipywidgets", "ipywidgets")
     channels, height, width = control.values
@@ -374,10 +375,10 @@ def picture_input(control: Control) -> Input:
     upload.observe(lambda change: change["new"] and receive(bytes(change["new"][0].content)), "value")
     if canvas.has_trait("pixels"):
         canvas.observe(drawn, "pixels")
-    return Input(widgets.VBox([widgets.HTML(html.escape(control.label)), upload, canvas]), lambda: latest[0], write, listeners.append)
+    return InputWidget(widgets.VBox([widgets.HTML(html.escape(control.label)), upload, canvas]), lambda: latest[0], write, listeners.append)
 
 
-def make_input(control: Control) -> Input:
+def make_input(control: Control) -> InputWidget:
     "What a control looks like on the page."
     widgets = import_optional("ipywidgets", "ipywidgets")
     look = {"description": control.label, "style": {"description_width": "8em"}, "layout": widgets.Layout(width="24em", max_width="100%")}
@@ -392,7 +393,7 @@ def make_input(control: Control) -> Input:
     return value_input(slider(value=control.start, min=low, max=high, step=step, **look))
 
 # %% ../nbs/11_explorer.ipynb #11-022
-class Output:
+class OutputWidget:
     "A picture, text or figure of a panel on the page."
 
     def __init__(self, content: object, name: str):
@@ -421,7 +422,7 @@ def panel_widget(panel: Panel, state: Mapping[str, object]):
     "Controls, pictures, the line of code that opens the panel in this state, and a button that goes back to the start."
     widgets = import_optional("ipywidgets", "ipywidgets")
     inputs = {name: make_input(control) for name, control in panel.controls().items()}
-    outputs: dict[str, Output] = {}
+    outputs: dict[str, OutputWidget] = {}
     problem, code, reset = widgets.HTML(), widgets.HTML(), widgets.Button(description="reset", layout=widgets.Layout(width="6em"))
     shown = widgets.VBox(layout=widgets.Layout(overflow="auto"))
     paused = [True]
@@ -435,7 +436,7 @@ def panel_widget(panel: Panel, state: Mapping[str, object]):
                 if name in outputs:
                     outputs[name].update(content)
                 else:
-                    outputs[name] = Output(content, f"{type(panel).__name__.lower()}-{name}")
+                    outputs[name] = OutputWidget(content, f"{type(panel).__name__.lower()}-{name}")
             problem.value = ""
         except (ValueError, OSError, ImportError) as error:
             problem.value = f'<b role="alert">{html.escape(str(error))}</b>'
@@ -459,10 +460,15 @@ def panel_widget(panel: Panel, state: Mapping[str, object]):
     return box
 
 # %% ../nbs/11_explorer.ipynb #11-025
-def check_redundant(model: Farmer) -> None:
-    "Raise ValueError unless the model has redundant channels with a mixture of their own."
+def check_partition(model: Farmer) -> None:
+    "Raise ValueError unless the model has redundant channels."
     if model.partition.redundant == 0:
         raise ValueError("this model has no partition: all its channels are informative, so there is nothing redundant to redraw or swap")
+
+
+def check_redundant(model: Farmer) -> None:
+    "Raise ValueError unless the model has redundant channels with a mixture of their own."
+    check_partition(model)
     if model.config.prior != "autoregressive" or model.config.redundant != "mixture":
         raise ValueError("this model's redundant channels follow N(0, 1), not a mixture of their own: nothing here to scale")
 
@@ -559,7 +565,7 @@ class Swap(Panel):
 
     def pictures(self, first: int, second: int, tokens: Sequence[int]):
         model = self.subject.model
-        check_redundant(model)
+        check_partition(model)
         pair, _, latents = self.subject.pick([first, second])
         _, _, other = self.subject.pick([second, first])
         swapped = model.decode(swap_redundant(latents, other, tokens))
@@ -574,7 +580,8 @@ class Swap(Panel):
         return {
             "swapped": picture(torch.cat([pair[:1], swapped, pair[1:]]), titles=titles, width=144),
             "tokens": picture(torch.cat([change, alone.expand(-1, 3, -1, -1)]), 9, ["change", *map(str, range(count))]),
-            "note": f"Above: A with z^R of B in one token alone, and how much that changes the image (yellow: {most:.3f} on average, blue: nothing).",
+            "note": "Small pictures: A with z^R of B in one token alone. Map: the colour of a tile says how much the whole image changes"
+            f" when that token is exchanged (yellow: {most:.3f} on average, blue: nothing).",
         }
 
 # %% ../nbs/11_explorer.ipynb #11-044
@@ -652,61 +659,12 @@ class Traverse(Panel):
             "now": picture(torch.cat([made[:2].expand(-1, 3, -1, -1), heat_map(change, most)]), titles=["image", f"{offset:+g} deviations", "change"], width=144),
             "sweep": picture(made[2:], titles=[f"{each:+.0f}" for each in offsets[2:].tolist()], row_titles=[f"token {token}, channel {name(channel)}"]),
             "ranking": bar_picture(reach, [BLUE] * first + [ORANGE] * (len(reach) - first), channel),
-            "note": f"Change: yellow {most:.2f}, blue 0, on a scale from -1 to 1. Bars: how many of {pixels} pixels change by more than a level"
-            f" when a channel of token {token} moves by one deviation; informative channels blue, redundant ones orange. Farthest reach: {ranking}.",
+            "note": f"One deviation: the standard deviation of this channel of this token over the held-out images. Change: yellow {most:.2f}, blue 0, on"
+            f" a scale from -1 to 1. Bars: channels 0 to {len(reach) - 1}, the triangle marks yours; how many of {pixels} pixels change by more than a level"
+            f" when the channel moves by one deviation; informative blue, redundant orange. Farthest reach: {ranking}.",
         }
 
 # %% ../nbs/11_explorer.ipynb #11-051
-def check_prior(model: Farmer) -> None:
-    "Raise ValueError unless the prior predicts mixtures token by token."
-    if model.config.prior != "autoregressive":
-        raise ValueError("this model's prior is N(0, 1) for every token: there are no predicted mixtures to look at")
-
-
-@dataclass(frozen=True)
-class LikelihoodParts:
-    "Where the bits of an image are paid, token by token in the image's order. Their sum is the cost of the image."
-
-    informative: Tensor
-    "(B, N): -log2 p(z^I_i | z^I_<i, c)"
-    redundant: Tensor
-    "(B, N): -log2 p(z^R_i | Z^I, c)"
-    volume_informative: Tensor
-    "(B, N): minus the log-determinant of the informative channels, minus log2 of a bin's width for each channel"
-    volume_redundant: Tensor
-    "(B, N): the same of the redundant channels"
-
-    @property
-    def total(self) -> Tensor:  # (B, N) bits
-        return self.informative + self.redundant + self.volume_informative + self.volume_redundant
-
-
-@exact
-@torch.no_grad()
-def likelihood_parts(
-    model: Farmer,
-    images: Tensor,  # (B, C, H, W), dequantised
-    labels: Tensor,  # (B,)
-) -> LikelihoodParts:
-    """The three parts of the paper's objective in bits, resolved into tokens, and the log-determinant into channel groups.
-
-    That is possible because every block scales each channel of each token by a factor of its own. Raises ValueError for a
-    standard normal prior.
-    """
-    check_prior(model)
-    z = model.basis(patchify(images, model.config.patch_size))
-    log_scales = torch.zeros_like(z)
-    for index, block in enumerate(model.flow.blocks):
-        shift, log_scale = (own_order(part, index) for part in block.predict(own_order(z, index)))
-        z, log_scales = (z - shift) * log_scale.exp(), log_scales + log_scale
-    informative, redundant = model.partition.split(model.reading_order(z))
-    own, shared = model.prior.mixtures(informative, labels)
-    densities = [model.reading_order(log_prob) for log_prob in (own.log_prob(informative), shared.log_prob(redundant))]
-    bin_width = math.log(2 / (model.config.levels - 1))
-    volumes = [(part + bin_width).sum(-1) for part in model.partition.split(log_scales)]
-    return LikelihoodParts(*(-part / math.log(2) for part in densities + volumes))
-
-# %% ../nbs/11_explorer.ipynb #11-052
 class Bits(Panel):
     "Where the bits of an image are paid."
 
@@ -726,26 +684,25 @@ class Bits(Panel):
         parts = likelihood_parts(subject.model, noisy, labels)
         maps = {
             "all": parts.total,
-            "informative": parts.informative,
-            "its volume": parts.volume_informative,
-            "redundant": parts.redundant,
-            "its volume ": parts.volume_redundant,
+            "informative": parts.informative + parts.volume_informative,
+            "redundant": parts.redundant + parts.volume_redundant,
         }
-        most = max(values.abs().max().item() for values in maps.values())
-        coloured = [heat_map(token_grid(subject.model, values), most, signed=True, size=tuple(one.shape[2:])) for values in maps.values()]
-        titles = ["image", *(f"{name.strip()} {values.sum():.0f}" for name, values in maps.items())]
+        most = [max(values.max().item(), 1e-3) for values in maps.values()]
+        coloured = [heat_map(token_grid(subject.model, values), high, size=tuple(one.shape[2:])) for values, high in zip(maps.values(), most)]
+        titles = ["image", *(f"{name} {values.sum():.0f}" for name, values in maps.items())]
         order, most_shown = subject.bits.argsort(), max(1, min(6, len(subject.bits) // 2))
         ends = torch.cat([order[:most_shown], order[-most_shown:]])
+        sums = [values.sum() for values in (parts.informative, parts.volume_informative, parts.redundant, parts.volume_redundant)]
         return {
-            "maps": picture(torch.cat([one.expand(-1, 3, -1, -1), *coloured]), 3, titles, width=128),
-            "note": f"Bits of image {image} with label {label}: {parts.total.sum() / one.numel():.3f} bits/dim. One scale for all maps:"
-            f" purple -{most:.0f} bits a token, white 0, orange +{most:.0f}. Volume: the log-determinant and the width of a bin.",
+            "maps": picture(torch.cat([one.expand(-1, 3, -1, -1), *coloured]), 4, titles, width=128),
+            "note": f"Bits of image {image} with label {label}: {parts.total.sum() / one.numel():.3f} bits/dim. Yellow: {most[0]:.0f}, {most[1]:.0f} and"
+            f" {most[2]:.0f} bits a token. Informative: density {sums[0]:.0f}, volume {sums[1]:.0f}; redundant: density {sums[2]:.0f}, volume {sums[3]:.0f}.",
             "surprise": picture(
                 subject.images[ends], most_shown, [f"{each:.2f}" for each in subject.bits[ends].tolist()], ["least surprising", "most surprising"]
             ),
         }
 
-# %% ../nbs/11_explorer.ipynb #11-058
+# %% ../nbs/11_explorer.ipynb #11-057
 def marginal(mixture: GaussianMixture, channels: Sequence[int]) -> GaussianMixture:
     "The mixture of some channels, whatever the others are: diagonal components just lose the rest."
     return GaussianMixture(mixture.logits, mixture.component_mean[..., list(channels)], mixture.component_log_scale[..., list(channels)])
@@ -763,6 +720,10 @@ class TokenPrediction:
     "fitted to p_c^(1+w) p_u^(-w), see `farmer.guidance.variational_proposal`"
     draws: Tensor
     "(S, d_I) from the guided density: candidates from the fit, weighed and resampled"
+    effective_sample_size: float
+    "how many equally good candidates the draws were chosen from"
+    improper: bool
+    "p_c^(1+w) p_u^(-w) is no density here, see `farmer.guidance.is_improper`"
 
 
 @exact
@@ -789,10 +750,11 @@ def predict_token(
     values = guided.sample((5 * draws,), generator)
     log_target = (1 + scale) * conditional.log_prob(values) - scale * unconditional.log_prob(values)
     chosen = resample(values, log_target - guided.log_prob(values), generator, draws)
-    return TokenPrediction(conditional, unconditional, guided, chosen.value[:, 0])
+    improper = is_improper(conditional, unconditional, scale).item()
+    return TokenPrediction(conditional, unconditional, guided, chosen.value[:, 0], chosen.effective_sample_size.item(), improper)
 
-# %% ../nbs/11_explorer.ipynb #11-059
-def prediction_figure(prediction: TokenPrediction, channels: Sequence[int], value: Tensor):  # value (d_I,): the token's own
+# %% ../nbs/11_explorer.ipynb #11-058
+def prediction_figure(prediction: TokenPrediction, channels: Sequence[int], value: Tensor) -> object:  # value (d_I,): the token's own; a plotly figure
     "Contours of the three densities of two channels, at 5, 30, 55 and 80% of their heights; draws; component weights."
     subplots = import_optional("plotly.subplots", "plotly")
     figure = subplots.make_subplots(2, 1, row_heights=[0.72, 0.28], subplot_titles=("density of the two channels", "component weights"))
@@ -828,7 +790,7 @@ def prediction_figure(prediction: TokenPrediction, channels: Sequence[int], valu
     lines = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False}
     return figure.update_xaxes(**lines).update_yaxes(**lines)
 
-# %% ../nbs/11_explorer.ipynb #11-060
+# %% ../nbs/11_explorer.ipynb #11-059
 class Mixture(Panel):
     "The mixture that the prior predicts for a token, in two of its channels."
 
@@ -856,7 +818,9 @@ class Mixture(Panel):
         return {
             "image": picture(torch.cat([one, torch.where(place > 0, one, 0.3 * one - 0.5)]), titles=[f"image {image}", f"token {token}"], width=112),
             "figure": prediction_figure(prediction, (across, up), value),
-            "note": f"This token's z^I costs {cost[0]:.1f} bits given the class {label.item()}, {cost[1]:.1f} without.",
+            "note": f"This token's z^I: -log2 of its density is {cost[0]:.1f} given the class {label.item()}, {cost[1]:.1f} without."
+            f" The dots are worth {prediction.effective_sample_size:.0f} of 1,000 candidates"
+            + ("; the guided density is improper here: trust neither its dots nor its contours." if prediction.improper else "."),
         }
 
 # %% ../nbs/11_explorer.ipynb #11-065
@@ -938,20 +902,21 @@ class YourImage(Panel):
         every = torch.arange(config.num_classes + 1)  # the last is no label
         costs = likelihood_parts(subject.model, noisy.expand(len(every), -1, -1, -1), every).total.sum(1) / one.numel()
         latents = subject.model.encode(one)
-        images, training = subject.training
+        images, _, training = subject.training
         places = {"pixels": (one, images), "z^I": (latents.informative, training.informative)}
         if subject.model.partition.redundant:
             places["z^R"] = (latents.redundant, training.redundant)
-        rows = [images[nearest(*pair, 8)] for pair in places.values()]
+        rows = [torch.cat([one, images[nearest(*pair, 8)]]) for pair in places.values()]
         values = torch.cat([latents.informative, latents.redundant], dim=2)
         low, high = subject.bits.quantile(torch.tensor([0.05, 0.95])).tolist()
         best = f"label {costs[:-1].argmin()}" if config.num_classes else "no label"
+        cheapest = (costs[:-1] if config.num_classes else costs).min()
         source = "Your picture" if content else "A held-out image, until you choose or draw one"
         return {
             "seen": picture(one, titles=["as the model sees it"], width=144),
-            "note": f"{source}: {costs.min():.2f} bits/dim with {best}, {costs[-1]:.2f} without a label."
+            "note": f"{source}: {cheapest:.2f} bits/dim with {best}, {costs[-1]:.2f} without a label."
             f" Nine of ten held-out images cost {low:.2f} to {high:.2f} with their own labels.",
-            "nearest": picture(torch.cat(rows), len(rows[0]), row_titles=[f"nearest in {place}" for place in places]),
+            "nearest": picture(torch.cat(rows), len(rows[0]), row_titles=[f"the picture, and the nearest training images in {place}" for place in places]),
             "latents": picture(
                 heat_map(values, 3.0, signed=True),
                 row_titles=[f"z^I ({subject.model.partition.informative} columns), z^R; a row a token"],
