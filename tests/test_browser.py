@@ -63,7 +63,7 @@ STEPS = {
         ("token", "token=6", "image figure note"),
         ("channel up", "up=2", "figure"),
         ("channel across", "across=1", "figure"),
-        ("guidance w", "scale=1.5", "figure"),
+        ("guidance w", "scale=1.5", "figure note"),
     ],
     "Basis": [
         ("image", "image=4", "rows"),
@@ -150,7 +150,10 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 def check_code(line: str, shown: dict[str, str]) -> None:
     "The line for copying gives what is shown, byte for byte."
-    for name, content in eval(line.replace(").show(", ").draw("), vars(explorer)).items():
+    imports, _, call = line.partition("; ")
+    names: dict[str, object] = {}
+    exec(imports, names)
+    for name, content in eval(call.replace(").show(", ").draw("), names).items():
         if isinstance(content, bytes):
             assert base64.b64decode(shown[name]) == content, name
         elif isinstance(content, str):
