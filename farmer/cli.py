@@ -273,8 +273,18 @@ class Explore:
             path = write_page(Path(folder), model, self.data)
             os.environ["JUPYTER_PATH"] = os.pathsep.join([folder, *filter(None, [os.environ.get("JUPYTER_PATH")])])
             print(f"http://localhost:{self.port} shows {self.model}; Ctrl-C ends it", flush=True)
-            options = [f"--port={self.port}", "--Voila.ip=127.0.0.1", "--Voila.log_level=WARN", "--template=farmer", f"--theme={self.theme}"]
-            voila.Voila.launch_instance([str(path), *options, *([] if self.browser else ["--no-browser"])])
+            options = {
+                "port": self.port,
+                "template": "farmer",
+                "theme": self.theme,
+                "Voila.ip": "127.0.0.1",
+                "Voila.log_level": "ERROR",
+                "Voila.tornado_settings": "{'websocket_max_message_size': 64000000}",  # uploads come in one message
+                "MappingKernelManager.cull_idle_timeout": 300,  # seconds after which the kernel of a page that was left ends
+                "MappingKernelManager.cull_interval": 60,
+            }
+            flags = [f"--{name}={value}" for name, value in options.items()] + ([] if self.browser else ["--no-browser"])
+            voila.Voila.launch_instance([str(path), *flags])
 
 # %% ../nbs/13_command_line.ipynb #13-011
 def text_images(
@@ -390,7 +400,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"farmer: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\nfarmer: interrupted; training goes on from its last checkpoint when the same command is given again", file=sys.stderr)
+        print("\nfarmer: interrupted; training and evaluations go on where they stopped when the same command is given again", file=sys.stderr)
         raise SystemExit(130) from None
 
 

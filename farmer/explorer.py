@@ -272,7 +272,10 @@ def tokens_input(control: Control) -> InputWidget:
     "A grid of buttons, one for each token, and two for all and none. The value is a tuple of the tokens that are down."
     widgets = import_optional("ipywidgets", "ipywidgets")
     rows, columns = control.values
-    buttons = [widgets.ToggleButton(description=str(token), layout=widgets.Layout(width="auto")) for token in range(rows * columns)]
+    buttons = [
+        widgets.ToggleButton(description=str(token), tooltip=f"token {token}", layout=widgets.Layout(width="auto", padding="0"))
+        for token in range(rows * columns)
+    ]
     grid = widgets.GridBox(buttons, layout=widgets.Layout(grid_template_columns=f"repeat({columns}, 3em)"))
     listeners, paused = [], []
 
@@ -350,7 +353,7 @@ def picture_input(control: Control) -> InputWidget:
     "A file to choose and a canvas to draw on; the value is the file's content, or a PNG file of the drawing, whichever came last."
     widgets = import_optional("ipywidgets", "ipywidgets")
     channels, height, width = control.values
-    upload = widgets.FileUpload(accept="image/*", multiple=False, description="choose a file")
+    upload = widgets.FileUpload(accept="image/*", multiple=False, description="choose a file", tooltip="a picture file")
     try:
         canvas = canvas_class()(shape=list(control.values), ground="#4d4d4d" if channels == 3 else "#000000")
     except ImportError as error:
@@ -372,7 +375,13 @@ def picture_input(control: Control) -> InputWidget:
         canvas.pixels, upload.value = [], ()
         receive(content)
 
-    upload.observe(lambda change: change["new"] and receive(bytes(change["new"][0].content)), "value")
+    def chosen(change: Mapping) -> None:
+        if change["new"]:
+            content = bytes(change["new"][0].content)
+            upload.value = ()  # so that the same file can be chosen again
+            receive(content)
+
+    upload.observe(chosen, "value")
     if canvas.has_trait("pixels"):
         canvas.observe(drawn, "pixels")
     return InputWidget(widgets.VBox([widgets.HTML(html.escape(control.label)), upload, canvas]), lambda: latest[0], write, listeners.append)

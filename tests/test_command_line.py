@@ -83,7 +83,7 @@ def test_killed_and_interrupted_runs_go_on(tmp_path):
         process.send_signal(stop)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == status, errors
-    assert "training goes on from its last checkpoint when the same command is given again" in errors
+    assert "training and evaluations go on where they stopped when the same command is given again" in errors
     reached = int(checkpoints(run)[-1].stem[5:])
     process = farmer(*arguments)
     printed, errors = process.communicate(timeout=120)
