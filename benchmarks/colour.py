@@ -20,7 +20,6 @@ Chroma is in units of the image's [0, 1]. Numbers go to a JSON file beside this 
 import argparse
 import json
 import statistics
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -139,10 +138,8 @@ def main() -> None:
             training = replace(preset.training, seed=seed, **training_changes)
             folder = arguments.folder / f"{arguments.data}, {name}, {seed}"
             trainer = Trainer(Farmer(replace(preset.model, **changes)), train, test, training, folder, "cpu")
-            begin = time.perf_counter()
             trainer.train()
-            seconds = time.perf_counter() - begin
-            results[name].append({"seconds of training": seconds, **measure(trainer.average.module.eval(), train, test, classifier, directions, seed)})
+            results[name].append(measure(trainer.average.module.eval(), train, test, classifier, directions, seed))
         print(f"\n{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}")
         for key in results[name][0]:
             values = [row[key] for row in results[name]]

@@ -869,7 +869,7 @@ class Basis(Panel):
         return {"rows": picture(torch.cat(rows), 5, titles * len(rows), names, width=96)}
 
 # %% ../nbs/11_explorer.ipynb #11-071
-MAX_UPLOAD = 20_000_000  # bytes
+MAX_UPLOAD = 10_000_000  # bytes, as much as Jupyter lets through in one message
 
 
 def read_picture(content: bytes, image_shape: Sequence[int], levels: int) -> Tensor:  # (1, C, H, W) in [-1, 1], on the model's levels
