@@ -23,7 +23,7 @@ from farmer.data import import_optional
 from farmer.explorer import PANELS, Subject
 
 MOVES = 50
-MODELS = ("digits", "glyphs", "glyphs-field")
+MODELS = ("digits", "glyphs")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 WATCH = """name => {
     const picture = document.querySelector(name);
@@ -47,13 +47,13 @@ def time_widgets(name: str) -> dict:
         controls = panel(subject).show().children[0].children
         sliders = [control for control in controls if isinstance(control, (widgets.IntSlider, widgets.FloatSlider))]
         for slider in sliders:
-            times = []
+            times, before = [], slider.value
             for move in range(MOVES + 3):
                 value = slider.min + slider.step * (1 + move % int((slider.max - slider.min) / slider.step))
                 begin = time.perf_counter()
                 slider.value = value
                 times.append(1000 * (time.perf_counter() - begin))
-            times = times[3:]
+            slider.value, times = before, times[3:]
             results[f"{title}, {slider.description}"] = {"median": statistics.median(times), "slowest": max(times)}
     return results
 

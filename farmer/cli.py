@@ -262,7 +262,8 @@ class Explore:
         import_optional("anywidget", "anywidget")
         voila = import_optional("voila.app", "voila")
         model = str(Path(self.model).resolve()) if Path(self.model).is_dir() and self.model not in embedded_models() else self.model
-        Subject.load(model, self.data, count=1)  # complain here, not on the page
+        if self.data or model not in embedded_models():
+            Subject.load(model, self.data, count=1)  # complain here, not on the page
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
