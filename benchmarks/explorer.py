@@ -23,7 +23,7 @@ from farmer.data import import_optional
 from farmer.explorer import PANELS, Subject
 
 MOVES = 50
-MODELS = ("digits", "glyphs")
+MODELS = ("digits", "glyphs", "glyphs-field")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 WATCH = """name => {
     const picture = document.querySelector(name);

@@ -95,8 +95,6 @@ class FeatureStatistics:
     "(D,) float64"
     covariance: Tensor
     "(D, D) float64"
-    count: int | None
-    "of images; none where a reference file does not say it"
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":  # (n, D)
@@ -112,7 +110,7 @@ class FeatureStatistics:
         centred = features.double()
         mean = centred.mean(0)
         centred = centred - mean
-        return cls(mean, centred.T @ centred / (count - 1), count)
+        return cls(mean, centred.T @ centred / (count - 1))
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
@@ -275,8 +273,7 @@ class EvaluationConfig:
 
 def file_hash(path: Path) -> str:
     "SHA-256 of a file."
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def manifest(model: Farmer, name: str | Path, data: str, config: EvaluationConfig) -> dict:

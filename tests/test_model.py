@@ -319,6 +319,24 @@ def test_saved_and_loaded_is_bit_identical(tmp_path, changes, dtype):
     assert sorted(contents(tmp_path / "deep" / "folder")) == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_half_precision_halves_the_files_and_keeps_the_rotation(tmp_path, half):
+    "What is loaded is a float32 model with rounded weights, which its student fits and which is as invertible as any."
+    model = Farmer.from_pretrained("glyphs")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path, half=half)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()) and model.student is not None
+    size = (tmp_path / "model.safetensors").stat().st_size / sum(4 * tensor.numel() for tensor in before.values())
+    assert (0.5 < size < 0.52) if half else (1 < size < 1.02)
+    loaded = Farmer.from_pretrained(tmp_path)
+    assert loaded.student is not None and torch.equal(loaded.basis.matrix, before["basis.matrix"])
+    for name, tensor in loaded.state_dict().items():
+        rounded = before[name].half().float() if half and name != "basis.matrix" else before[name]
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, rounded)
+    images = model.sample([3, 8], torch.Generator().manual_seed(0))
+    assert_close(loaded.decode(loaded.encode(images)), images, rtol=0, atol=1e-4)
+
+
 def test_saving_does_not_move_or_change_the_model(tmp_path):
     model, images = small(), clean_images()
     before = model.log_prob(images)
