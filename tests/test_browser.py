@@ -76,12 +76,17 @@ STEPS = {
 }
 
 # What every output of a panel shows: the bytes of a picture that the browser could decode; the lines and words of a figure; a text.
+# A picture that gives way to the next while it is decoded is decoded anew; one that stays and cannot be decoded is an error.
 LOOK = """async (panel, name) => {
+  const decode = image => {
+    const source = image.src;
+    return image.decode().catch(error => { if (image.src === source) throw error; return decode(image); });
+  };
   const shown = {};
   for (const each of panel.querySelectorAll(`[class*="farmer-${name}-"]`)) {
     const output = each.className.match(/farmer-[a-z]+-([a-z]+)/)[1];
     if (each.tagName === "IMG") {
-      await each.decode();
+      await decode(each);
       const bytes = new Uint8Array(await (await fetch(each.src)).arrayBuffer());
       shown[output] = btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join(""));
     } else if (each.querySelector("svg")) {
@@ -403,7 +408,6 @@ def test_another_model_on_the_page(fresh_page):
             seen = shown.wait(lambda now: all(now.values()))
             if title != "Your image":
                 check_code(shown.code.inner_text(), seen)
-
 
 
 def test_interrupt_ends_the_command_and_its_kernels(tmp_path):
