@@ -9,7 +9,7 @@ STAMP  := $(VENV)/installed
 ON_PATH    := PATH="$(CURDIR)/$(BIN):$$PATH"
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: help demo lab test bench build pretrained
+.PHONY: help demo lab test bench build pretrained paper
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "  make test    run every check and every notebook, as continuous integration does"
 	@echo "  make bench   time the fast code against plain or published code"
 	@echo "  make pretrained  train the embedded models again, an hour or more"
+	@echo "  make paper   train and measure the small twins of the paper's tables, more than an hour"
 	@echo "  make build   after editing notebooks: export farmer/, clean nbs/, make README.md"
 	@echo ""
 	@echo "  PYTHON=python3.12                      interpreter for a new $(VENV), 3.10 or newer"
@@ -61,6 +62,9 @@ pretrained: $(STAMP)
 	    $(BIN)/python tools/embed.py runs/pretrained/$$model $$model --half || exit 1; \
 	  done; \
 	done
+
+paper: $(STAMP)
+	$(ONE_THREAD) $(BIN)/python benchmarks/paper.py --jobs 2
 
 build: $(STAMP)
 	$(BIN)/nbdev-export

@@ -29,7 +29,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from .data import import_optional, load_dataset
-from .evaluation import EvaluationConfig, evaluate
+from .evaluation import EvaluationConfig, Inception, evaluate
 from .explorer import Subject, subject_data
 from .guidance import PAPER_GUIDANCE, Guidance
 from .inversion import DISTILLATION, Distiller
@@ -196,6 +196,12 @@ class Evaluate:
     "way back through the flow"
     seed: int = 0
     "of everything random"
+    inception: Path | None = None
+    "Inception's weights, for FID as the field computes it; none: features of a small classifier, trained on the data"
+    reference: Path | None = None
+    "real images in ADM's layout, such as VIRTUAL_imagenet256_labeled.npz; none: the held-out images"
+    noise: float = 0.0
+    "of images whose density is reported besides bits per dimension; 0: none"
     folder: Path | None = None
     "for the samples and evaluation.json; none: runs/evaluation/ and the model's name"
 
@@ -203,9 +209,10 @@ class Evaluate:
         model = Farmer.from_pretrained(self.model)
         data = self.data or read_source(self.model)
         train, test = (subject_data(data, split, model, self.model) for split in ("train", "test"))
-        config = EvaluationConfig(self.samples, read_guidance(self.guidance), self.solver, seed=self.seed)
+        config = EvaluationConfig(self.samples, read_guidance(self.guidance), self.solver, seed=self.seed, noise=self.noise)
+        extractor = Inception(self.inception).to(model.device) if self.inception else None
         folder = self.folder or Path("runs/evaluation") / self.model.strip("/").replace("/", "-")
-        report = evaluate(model, self.model, data, train, test, config, folder)
+        report = evaluate(model, self.model, data, train, test, config, folder, extractor, self.reference)
         for section, figures in report.items():
             if section != "manifest":
                 values = (f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items())

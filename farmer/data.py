@@ -109,12 +109,12 @@ class ArrayDataset(ImageDataset):
         return list(zip(images, labels.tolist()))
 
 # %% ../nbs/00_data.ipynb #00-013
-def import_optional(module: str, package: str) -> ModuleType:
-    "Import an optional dependency, or say how to get it."
+def import_optional(module: str, package: str, extra: str = "notebooks") -> ModuleType:
+    "Import an optional dependency, or say which extra of this library brings it."
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(f'this needs {package}: pip install "farmer[notebooks]"') from error
+        raise ImportError(f'this needs {package}: pip install "farmer[{extra}]"') from error
 
 
 def _mosaic(

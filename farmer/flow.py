@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['AutoregressiveBlock', 'own_order', 'AutoregressiveFlow', 'stepwise_inverse', 'replay', 'recorded_inverse',
-           'JacobiInverse', 'jacobi_round', 'invert_block', 'jacobi_inverse', 'InverseAutoregressiveFlow']
+           'JacobiInverse', 'jacobi_round', 'invert_block', 'jacobi_inverse', 'InverseAutoregressiveFlow',
+           'CouplingBlock', 'CouplingFlow']
 
 # %% ../nbs/03_flow.ipynb #03-003
 import copy
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -247,6 +249,8 @@ class InverseAutoregressiveFlow(nn.Module):
 
     def __init__(self, flow: AutoregressiveFlow):
         super().__init__()
+        if not isinstance(flow, AutoregressiveFlow):
+            raise ValueError("only an autoregressive flow needs a student; a coupling flow is inverted exactly in one pass, by solver='exact'")
         self.blocks = copy.deepcopy(flow.blocks).requires_grad_(True)
         for block in self.blocks:
             for layer in block.transformer.layers:
@@ -260,3 +264,91 @@ class InverseAutoregressiveFlow(nn.Module):
             z = own_order(torch.addcmul(shift, z, torch.exp(-log_scale)), index)
             logdet = logdet - log_scale.sum(dim=(1, 2))
         return z, logdet
+
+# %% ../nbs/03_flow.ipynb #03-057b
+class CouplingBlock(nn.Module):
+    """One block of a coupling flow (Jet): the first channels of `order` pass, the others are shifted and scaled by what those say.
+
+    A transformer without a causal mask reads the passing channels of all tokens. Scales lie between 0 and 2.
+    """
+
+    def __init__(
+        self,
+        tokens: int,  # N
+        order: Tensor,  # (d,) a permutation of the channels, whose first half passes
+        width: int,  # W
+        layers: int,  # of the transformer
+        heads: int,  # of its attention, a divisor of W
+        dropout: float = 0.0,  # inside the transformer, during training
+    ):
+        super().__init__()
+        self.passing = len(order) // 2
+        self.register_buffer("order", order)
+        self.input = nn.Linear(self.passing, width)
+        self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, F.gelu, batch_first=True, norm_first=True)
+        self.transformer = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.output = nn.Linear(width, 2 * (len(order) - self.passing))
+        nn.init.zeros_(self.output.weight)  # so that a new block is the identity
+        nn.init.zeros_(self.output.bias)
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> passing channels, and the others
+        return tokens[..., self.order].tensor_split([self.passing], dim=-1)
+
+    def join(self, passing: Tensor, others: Tensor) -> Tensor:  # -> (B, N, d)
+        return torch.cat([passing, others], dim=-1)[..., self.order.argsort()]
+
+    def predict(self, passing: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d // 2) -> mu and s of the other channels
+        "In float32 or better whatever the transformer computed in."
+        predicted = self.output(self.transformer(self.input(passing) + self.position))
+        shift, raw = predicted.to(torch.promote_types(predicted.dtype, torch.float32)).chunk(2, dim=-1)
+        return shift, F.logsigmoid(raw) + math.log(2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z (B, N, d), log-determinant (B,) in nats
+        passing, others = self.split(x)
+        shift, log_scale = self.predict(passing)
+        return self.join(passing, (others - shift) * log_scale.exp()), log_scale.sum(dim=(1, 2))
+
+    def inverse(self, z: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
+        "All tokens at once."
+        passing, others = self.split(z)
+        shift, log_scale = self.predict(passing)
+        return self.join(passing, torch.addcmul(shift, others, torch.exp(-log_scale)))
+
+# %% ../nbs/03_flow.ipynb #03-057d
+class CouplingFlow(nn.Module):
+    "A stack of coupling blocks, a baseline: `z, logdet = flow(x)`, `x = flow.inverse(z)`, one parallel pass each way."
+
+    next_order_is_reversed = False  # it reads tokens in no order
+
+    def __init__(
+        self,
+        tokens: int,  # N
+        channels: int,  # d, 2 or more
+        width: int,  # W
+        blocks: int,  # n, 1 or more
+        layers: int,  # transformer layers of each block
+        heads: int,  # a divisor of W
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if blocks < 1 or channels < 2:
+            raise ValueError(f"a coupling flow needs 1 block and 2 channels or more, got {blocks} and {channels}")
+        self.blocks = nn.ModuleList()
+        for index in range(blocks):
+            order = torch.randperm(channels, generator=torch.Generator().manual_seed(index // 2))
+            order = order.flip(0) if index % 2 else order
+            self.blocks.append(CouplingBlock(tokens, order, width, layers, heads, dropout))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z (B, N, d), log-determinant (B,) in nats
+        logdet = x.new_zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+        for block in self.blocks:
+            x, block_logdet = block(x)
+            logdet = logdet + block_logdet
+        return x, logdet
+
+    @torch.no_grad()
+    def inverse(self, z: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
+        for block in reversed(self.blocks):
+            z = block.inverse(z)
+        return z

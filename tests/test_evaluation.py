@@ -1,12 +1,17 @@
 "Figures against other people's code and against known answers; evaluations that are interrupted, damaged or impossible."
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torchmetrics.image.fid import _compute_fid
@@ -14,8 +19,9 @@ from torchmetrics.image.fid import _compute_fid
 from farmer.cli import main
 from farmer.data import load_dataset
 from farmer.evaluation import (
-    EvaluationConfig, FeatureStatistics, Features, draw_samples, evaluate, extract, frechet_distance, inception_score, manifest,
-    neighbour_radii, precision_recall, sample_figures, train_classifier,
+    EvaluationConfig, FeatureStatistics, Features, Inception, Reference, draw_samples, eight_bit, evaluate, extract, frechet_distance,
+    image_factors, inception_score, manifest, neighbour_radii, precision_recall, probes, read_reference, sample_figures, train_classifier,
+    write_arrays,
 )  # fmt: skip
 from farmer.model import Farmer, FarmerConfig
 from farmer.training import evaluate_bits_per_dim
@@ -104,7 +110,7 @@ def test_batches_of_any_size_give_the_same_figures():
     images, labels = held_out.batch(range(300))
     train = load_dataset("digits")
     classifier = train_classifier(train, steps=20)
-    real = extract(classifier, train.batch(range(300))[0])
+    real = Reference.of(extract(classifier, train.batch(range(300))[0]))
     rows = [sample_figures(extract(classifier, images, size), labels, real) for size in (7, 64, 300)]
     for row in rows[1:]:
         assert row == pytest.approx(rows[0], rel=1e-6)
@@ -203,6 +209,191 @@ def test_the_manifest_tells_evaluations_apart(arguments):
     assert manifest(model, "digits", "digits", replace(config, solver="student"))["student sha256"]
     assert manifest(model, "glyphs", "digits", config)["weights sha256"] != described["weights sha256"]
     assert json.loads(json.dumps(described)) == described
+
+
+def test_a_model_without_classes_is_evaluated(arguments, tmp_path):
+    model = Farmer(FarmerConfig(num_classes=0, informative_channels=None)).eval()
+    model.save_pretrained(tmp_path / "model")
+    report = evaluate(model, tmp_path / "model", "digits", *arguments[3:], replace(SMALL, noise=0.1), tmp_path / "out", see)
+    assert "bits/dim without a label" in report["likelihood of held-out images"] and "class accuracy" not in report["samples"]
+    assert "bits/dim given the label" not in report["likelihood of held-out images"]
+
+
+def test_the_density_of_noised_images_is_told_apart(arguments, tmp_path):
+    report = evaluate(*arguments, replace(SMALL, noise=0.1), tmp_path, see)
+    row = report["density of noised held-out images"]
+    model, held_out = arguments[0], arguments[4]
+    images, labels = held_out.batch(range(len(held_out)))
+    noisy = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        other = model.log_prob(noisy, labels) / 64
+    assert row["noise"] == 0.1 and row["images"] == 360 and row["nats/dim"] == pytest.approx(other.mean().item(), abs=4 * row["standard error"])
+    for wrong in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="noise"):
+            replace(SMALL, noise=wrong)
+
+
+def test_too_few_samples_are_refused_before_any_is_drawn(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments[0], "sample", None)
+    with pytest.raises(ValueError, match="8 samples for 8 features"):
+        evaluate(*arguments, replace(SMALL, samples=8), tmp_path, see)
+    assert not list(tmp_path.iterdir())
+
+
+PROCESS = """
+import sys
+from datetime import timedelta
+import torch.distributed as distributed
+from test_evaluation import *
+
+rank, ranks, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
+report = evaluate(Farmer.from_pretrained("digits"), "digits", "digits", load_dataset("digits"), load_dataset("digits", "test"), SMALL, folder + "/out", see)
+print(json.dumps(report))
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_end_with_the_figures_of_one(arguments, tmp_path):
+    whole = evaluate(*arguments, SMALL, tmp_path / "whole", see)
+    processes = [subprocess.Popen([sys.executable, "-c", PROCESS, str(rank), "2", str(tmp_path)], cwd=Path(__file__).parent, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True) for rank in range(2)]  # fmt: skip
+    for process in processes:
+        printed, error = process.communicate(timeout=180)
+        assert process.returncode == 0, error
+        assert json.loads(printed.splitlines()[-1]) == json.loads(json.dumps(whole))
+    for index in range(4):
+        first, second = (np.load(tmp_path / place / "samples" / f"{index:05d}.npz") for place in ("whole", "out"))
+        assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+# --- The field's conventions
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    "Random ones, in torch-fidelity's format."
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save({}, path)
+    torch.manual_seed(0)
+    with mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
+        network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path=str(path))
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_inception_sees_what_torch_fidelity_sees(inception_weights):
+    values = torch.randint(256, (2, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    theirs = FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_weights))
+    found = Inception(inception_weights)(values.float() / 127.5 - 1)
+    for ours, other in zip((found.pooled, found.logits), theirs(values)):
+        assert_close(ours, other, rtol=0, atol=0)
+    assert found.spatial.shape == (2, 17 * 17 * 7)
+    grey = Inception(inception_weights)(values[:, :1].float() / 127.5 - 1)
+    assert_close(grey.pooled, theirs(values[:, :1].expand(-1, 3, -1, -1))[0], rtol=0, atol=0)
+
+
+def test_inception_says_where_its_weights_belong(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="download weights-inception.*put it there"):
+        Inception()
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="download .* again"):
+        Inception(tmp_path / "junk.pth")
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "digits", "--inception", str(tmp_path / "missing.pth"), "--folder", str(tmp_path / "out")])
+    assert caught.value.code == 2 and "missing.pth" in capsys.readouterr().err.splitlines()[-1]
+
+
+def photographs(count: int, seed: int = 0, size: int = 6) -> torch.Tensor:
+    return torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def look(images: torch.Tensor) -> Features:
+    flat = images.flatten(1)
+    return Features(flat[:, :5], flat[:, :10], flat[:, 40:46])
+
+
+def test_reference_files_are_read_as_adm_writes_them(tmp_path):
+    values = photographs(200)
+    features = look(values.float() / 127.5 - 1)
+    write_arrays(tmp_path / "plain.npz", arr_0=eight_bit(values, 256))
+    plain = read_reference(tmp_path / "plain.npz", look, (3, 6, 6))
+    assert_close(plain.pooled, features.pooled)
+    assert_close(plain.spatial.covariance, FeatureStatistics.of(features.spatial).covariance)
+    rng = np.random.default_rng(0)
+    given = {"mu": rng.normal(size=5), "sigma": np.diag(rng.random(5)), "mu_s": rng.normal(size=6), "sigma_s": np.diag(rng.random(6))}
+    write_arrays(tmp_path / "full.npz", arr_0=eight_bit(values, 256), **given)
+    full = read_reference(tmp_path / "full.npz", look, (3, 6, 6))
+    assert_close(full.pooled, features.pooled)
+    for key, found in (("mu", full.statistics.mean), ("sigma", full.statistics.covariance), ("mu_s", full.spatial.mean), ("sigma_s", full.spatial.covariance)):
+        assert np.array_equal(found.numpy(), given[key])
+    figures = sample_figures(look(photographs(300, seed=1).float() / 127.5 - 1), None, full)
+    assert figures["spatial Frechet distance"] > 1 and "class accuracy" not in figures
+
+
+@pytest.mark.parametrize("problem, words", [
+    ("missing", "no reference"), ("size", "use the reference of that size"), ("layout", "needs arr_0"), ("features", "use the extractor it was made with"),
+    ("junk", "needs arr_0"), ("floats", "8-bit"),
+])  # fmt: skip
+def test_bad_references_are_refused(tmp_path, problem, words):
+    path, arrays = tmp_path / "reference.npz", {"arr_0": eight_bit(photographs(20), 256)}
+    changes = {"size": {"arr_0": eight_bit(photographs(20, size=8), 256)}, "features": {"mu": np.zeros(7), "sigma": np.eye(7)},
+               "floats": {"arr_0": eight_bit(photographs(20), 256).astype(float)}}  # fmt: skip
+    arrays |= changes.get(problem, {})
+    if problem == "layout":
+        arrays = {"images": arrays["arr_0"]}
+    if problem == "junk":
+        path.write_bytes(b"junk")
+    elif problem != "missing":
+        write_arrays(path, **arrays)
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
+        read_reference(path, look, (3, 6, 6))
+    assert "\n" not in str(caught.value)
+
+
+def test_samples_are_kept_in_adms_layout(arguments, tmp_path):
+    report = evaluate(*arguments, SMALL, tmp_path, see)
+    with np.load(tmp_path / "samples.npz") as file:
+        images, labels = file["arr_0"], file["arr_1"]
+    assert images.shape == (150, 8, 8, 3) and images.dtype == np.uint8 and images.min() == 0 and images.max() == 255
+    assert np.array_equal(labels, np.arange(150) % 10) and np.array_equal(images[..., 0], images[..., 2])
+    again = read_reference(tmp_path / "samples.npz", see, (1, 8, 8))  # a set of samples may serve as somebody's reference
+    assert abs(frechet_distance(again.statistics, again.statistics)) < 1e-6 and report["manifest"]["reference"] == "held-out images"
+
+
+def test_evaluation_against_a_reference_file(arguments, tmp_path):
+    images, _ = arguments[4].batch(range(360))
+    path = tmp_path / "reference.npz"
+    write_arrays(path, arr_0=eight_bit((images * 8 + 8).to(torch.uint8), 17))
+    with_file = evaluate(*arguments, SMALL, tmp_path / "file", see, path)
+    without = evaluate(*arguments, SMALL, tmp_path / "data", see)
+    assert with_file["samples"]["Frechet distance"] == pytest.approx(without["samples"]["Frechet distance"], rel=0.02)
+    assert len(with_file["manifest"]["reference sha256"]) == 64 and without["manifest"]["reference sha256"] is None
+
+
+# --- Probes
+
+
+def test_factors_of_a_known_image():
+    images = -torch.ones(2, 3, 8, 8)
+    images[0, :, 0, 0] = 1  # white, in the corner
+    images[1, 0, 4:, 4:] = 1  # red, in the lower right quarter
+    factors = image_factors(images)
+    assert_close(factors["position"][0], torch.tensor([-1.0, -1.0]))
+    assert_close(factors["position"][1], torch.tensor([4 / 7, 4 / 7]))
+    assert_close(factors["stroke"][:, 0], torch.tensor([2 / 64, 16 * 2 / 3 / 64]))
+    assert_close(factors["colour"][0], torch.zeros(32), rtol=0, atol=1e-6)
+    red = factors["colour"][1].view(2, 4, 4)
+    assert_close(red[:, 3, 3], torch.tensor([2 / 2**0.5, 2 / 6**0.5])) and (red[:, :2] == 0).all()
+    assert "colour" not in image_factors(images[:, :1])
+
+
+def test_probes_read_what_is_there():
+    data = "glyphs-field"
+    table = probes(Farmer.from_pretrained(data), load_dataset(data, "train"), load_dataset(data, "test"), images=1500)
+    assert table["position"]["informative"] > 0.8 > 0.5 > table["position"]["redundant"]
+    assert table["colour"]["redundant"] > 0.8 > 0.3 > table["colour"]["informative"] and table["colour"]["pixels"] > 0.95
 
 
 def test_evaluate_on_the_command_line(tmp_path, capsys):

@@ -4,7 +4,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing import assert_close
 
-from farmer.flow import AutoregressiveBlock, AutoregressiveFlow, recorded_inverse
+from farmer.flow import AutoregressiveBlock, AutoregressiveFlow, CouplingFlow, InverseAutoregressiveFlow, recorded_inverse
 
 
 def make_flow(blocks=3, tokens=6, channels=4, width=32, spread=0.3, **options) -> AutoregressiveFlow:
@@ -170,3 +170,63 @@ def test_the_recorded_step_under_autocast():
         assert_close(x, block.inverse(z), rtol=0, atol=1e-2)
     assert_close(x, block.inverse(z), rtol=0, atol=0.2)
     assert x.dtype == torch.float32
+
+
+# --- Coupling flow
+
+
+def make_coupling(blocks=3, tokens=4, channels=5, **options) -> CouplingFlow:
+    "A coupling flow away from the identity."
+    torch.manual_seed(0)
+    flow = CouplingFlow(tokens, channels, 16, blocks, 2, 2, **options)
+    for block in flow.blocks:
+        torch.nn.init.normal_(block.output.weight, std=0.2)
+        torch.nn.init.normal_(block.output.bias, std=0.5)
+    return flow.eval()
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 5])
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_coupling_against_autograd(blocks, channels):
+    flow, x = make_coupling(blocks, channels=channels).double(), draw(1, 4, channels, dtype=torch.float64)
+    z, logdet = flow(x)
+    jacobian = torch.autograd.functional.jacobian(lambda tokens: flow(tokens)[0], x).reshape(4 * channels, 4 * channels)
+    assert_close(torch.linalg.slogdet(jacobian).logabsdet, logdet[0], rtol=0, atol=1e-12)
+    assert_close(flow.inverse(z), x, rtol=0, atol=1e-12)
+    assert logdet.abs().item() > 0.1
+
+
+@pytest.mark.parametrize("channels", [2, 3, 8])
+def test_a_new_coupling_flow_is_the_identity(channels):
+    flow, x = CouplingFlow(4, channels, 16, 3, 1, 2), draw(5, 4, channels)
+    z, logdet = flow.eval()(x)
+    assert_close(z, x, rtol=0, atol=1e-6)  # log 2 is not quite minus the log of a sigmoid
+    assert logdet.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("channels", [2, 5, 8])
+def test_two_coupling_blocks_change_every_channel(channels):
+    flow, x = make_coupling(2, channels=channels), draw(5, 4, channels)
+    assert ((flow(x)[0] - x).abs() > 1e-4).any(0).all()
+    first = flow.blocks[0](x)[0]
+    assert int((first != x).any(0).any(0).sum()) == channels - channels // 2
+
+
+def test_coupling_scales_lie_between_0_and_2_and_stay_in_float32():
+    flow = make_coupling(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        z, logdet = flow(draw(5, 4, 5))
+    assert z.dtype == logdet.dtype == torch.float32
+    flow.blocks[0].output.bias.data.fill_(50.0)
+    assert_close(flow.blocks[0].predict(draw(5, 4, 2))[1].exp().max().item(), 2.0)
+
+
+@pytest.mark.parametrize("blocks, channels", [(0, 4), (2, 1)])
+def test_impossible_coupling_flows_are_refused(blocks, channels):
+    with pytest.raises(ValueError, match="1 block and 2 channels"):
+        CouplingFlow(4, channels, 16, blocks, 1, 2)
+
+
+def test_a_coupling_flow_has_no_student():
+    with pytest.raises(ValueError, match="one pass"):
+        InverseAutoregressiveFlow(make_coupling())

@@ -55,7 +55,7 @@ def complaint(error: type[Exception], call, *words: str) -> str:
 @pytest.mark.parametrize("field, wrong", [
     ("image_shape", (8, 8)), ("image_shape", [1, 8, 8]), ("image_shape", (1, 0, 8)), ("image_shape", (1, 8.0, 8)), ("image_shape", 8), ("image_shape", None),
     ("num_classes", -1), ("num_classes", 2.0), ("num_classes", None), ("patch_size", 0), ("patch_size", "2"), ("patch_size", 3), ("patch_size", True),
-    ("basis", "fourier"), ("basis", None), ("basis", "luma-chroma"), ("flow_blocks", 0), ("flow_blocks", 4.0), ("flow_layers", 0), ("flow_layers", -1),
+    ("basis", "fourier"), ("basis", None), ("basis", "luma-chroma"), ("flow", "jet"), ("flow_blocks", 0), ("flow_blocks", 4.0), ("flow_layers", 0), ("flow_layers", -1),
     ("flow_width", 0), ("flow_width", 48), ("flow_width", "64"), ("scale_first_token", 1), ("scale_first_token", "false"), ("prior", "normal"), ("prior", 3),
     ("prior_layers", 0), ("prior_width", 33), ("prior_width", 64.0), ("informative_channels", 0), ("informative_channels", 4), ("informative_channels", 5),
     ("informative_channels", -1), ("informative_channels", 1.5), ("informative_channels", "none"), ("components", 0), ("redundant", "gaussian"),
@@ -512,3 +512,31 @@ def test_embedded_models_need_no_network_and_know_their_data(name, monkeypatch):
         assert_close(model.decode(model.encode(noisy)), noisy, rtol=0, atol=1e-5)
     samples = model.sample(torch.arange(10).repeat(30), torch.Generator().manual_seed(0))
     assert model.log_prob(samples, torch.arange(10).repeat(30)).isfinite().all()  # overshoot included
+
+
+def test_a_coupling_flow_makes_a_model_of_its_own():
+    "Density, samples, saving: everything but the solvers for sequential inverses."
+    torch.manual_seed(0)
+    model = Farmer(FarmerConfig(flow="coupling")).eval()
+    for block in model.flow.blocks:
+        torch.nn.init.normal_(block.output.bias, std=0.3)
+    images = torch.rand(3, 1, 8, 8) * 2 - 1
+    with torch.no_grad():
+        latents = model.encode(images)
+    assert_close(model.decode(latents), images, rtol=0, atol=1e-5)
+    samples, report = model.sample([1, 2], torch.Generator().manual_seed(0), return_report=True)
+    assert samples.shape == (2, 1, 8, 8) and report.inversion.residual.max() < 1e-3
+    for solver in ("jacobi", "student"):
+        with pytest.raises(ValueError, match="solver='exact'"):
+            model.sample([1], solver=solver)
+    with pytest.raises(ValueError, match="larger patch_size"):
+        FarmerConfig(flow="coupling", image_shape=(1, 4, 4), patch_size=1, informative_channels=None)
+
+
+def test_a_coupling_flow_is_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    model = Farmer(FarmerConfig(flow="coupling")).eval()
+    model.save_pretrained(tmp_path)
+    images = torch.rand(3, 1, 8, 8) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(Farmer.from_pretrained(tmp_path).log_prob(images), model.log_prob(images))
