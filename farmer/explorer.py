@@ -651,16 +651,25 @@ class Traverse(Panel):
             "offset": Control("deviations", 1.5, "slider", (-3.0, 3.0, 0.25)),
         }
 
+    def deviations(self, token: int) -> Tensor:  # (d,)
+        latents = self.subject.latents
+        return torch.cat([latents.informative[:, token], latents.redundant[:, token]], dim=1).std(0, correction=0)
+
+    @functools.cached_property
+    def reach(self) -> Callable[[int, int], Tensor]:
+        "Of every channel of a token, kept for the last image and token: the other two sliders leave it as it is."
+        find = lambda image, token: channel_reach(self.subject.model, self.subject.pick(image)[2], token, self.deviations(token))
+        return functools.lru_cache(maxsize=1)(find)
+
     def pictures(self, image: int, token: int, channel: int, offset: float):
         model, first = self.subject.model, self.subject.model.partition.informative
         _, _, latents = self.subject.pick(image)
-        everything = torch.cat([self.subject.latents.informative, self.subject.latents.redundant], dim=2)
-        deviations = everything[:, token].std(0, correction=0)
+        deviations = self.deviations(token)
         offsets = torch.tensor([0.0, offset, -3, -2, -1, 1, 2, 3])
         made = model.decode(traverse(latents, token, channel, offsets * deviations[channel]))
         change = (made[1:2] - made[:1]).abs().amax(1)
         most = max(change.max().item(), 2 / (model.config.levels - 1))
-        reach = channel_reach(model, latents, token, deviations)
+        reach = self.reach(image, token)
         best, pixels = reach.topk(min(5, len(reach))), change[0].numel()
         name = lambda index: f"{index} ({'informative' if index < first else 'redundant'})"
         ranking = ", ".join(f"{name(index)} {count}" for count, index in zip(best.values.tolist(), best.indices.tolist()))
