@@ -25,7 +25,7 @@ setup(
     package_data={name: ["pretrained/*/*"]},
     include_package_data=False,  # else setuptools takes the folders of pretrained/ for forgotten packages
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("notebooks", "evaluation", "dev")},
+    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("notebooks", "evaluation", "logging", "hub", "dev")},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{name}={name}._modidx:d"],

@@ -7,7 +7,8 @@ __all__ = ['FORMAT_VERSION', 'EMBEDDED', 'FarmerConfig', 'check_field', 'check_c
            'ModuleWithStudent', 'FarmerNetwork', 'check_images', 'check_levels', 'check_labels', 'check_latents',
            'check_generator', 'check_guidance', 'exact', 'FarmerLikelihood', 'InversionReport', 'SampleReport',
            'check_solver', 'invert_flow', 'FarmerSampler', 'Farmer', 'replace_files', 'write_atomically', 'checksum',
-           'save_model', 'embedded_models', 'model_files', 'read_config', 'read_tensors', 'read_student', 'load_model']
+           'save_model', 'embedded_models', 'download_model', 'model_files', 'read_config', 'read_tensors',
+           'read_student', 'load_model', 'model_card', 'push_model']
 
 # %% ../nbs/07_model.ipynb #07-003
 import copy
@@ -15,6 +16,8 @@ import functools
 import json
 import math
 import os
+import re
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +31,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import farmer
+from .data import import_optional
 from .flow import AutoregressiveFlow, CouplingFlow, InverseAutoregressiveFlow, jacobi_inverse
 from .guidance import Guidance, GuidanceReport, PosteriorGuidance, sample_guided
 from .patches import ChannelBasis, bits_per_dimension, dequantize, patchify, unpatchify
@@ -529,9 +533,13 @@ class Farmer(FarmerSampler):
         "Write `config.json`, `model.safetensors` and, if there is a student, `student.safetensors`. If writing fails, the earlier files stay; files of two saves are never loaded together. A student of an earlier save stays if it fits. With `half`, weights are rounded to float16, which halves the files; the channel basis is not."
         save_model(self, Path(folder), half)
 
+    def push_to_hub(self, repo_id: str, evaluation: Mapping[str, Mapping] | None = None, private: bool = False) -> str:
+        "Upload to the Hugging Face hub as `owner/name`, with a card made from the report of an evaluation; the address. Needs `farmer[hub]` and a login."
+        return push_model(self, repo_id, evaluation, private)
+
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> "Farmer":
-        "Load an embedded model by its name, or a folder written by `save_pretrained`, on the CPU and in evaluation mode."
+        "Load an embedded model, a folder written by `save_pretrained`, or a model on the Hugging Face hub, on the CPU and in evaluation mode."
         return load_model(cls, name)
 
 # %% ../nbs/07_model.ipynb #07-040
@@ -598,10 +606,25 @@ def embedded_models() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
 
 
+def download_model(name: str) -> Path:
+    "The folder of a model from the Hugging Face hub, fetched once. Raises FileNotFoundError if it cannot be had."
+    try:
+        hub = import_optional("huggingface_hub", "huggingface_hub", "hub")
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # not there, no access, no network, not installed
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"no model {name!r}: neither a folder nor an embedded model, nor to be had from the Hugging Face hub ({reason})") from error
+
+
 def model_files(name: str | os.PathLike) -> tuple[Path, Path]:
-    "Configuration and weights of an embedded model, or of a folder: a folder called digits is given as ./digits or as a Path."
+    """Configuration and weights of an embedded model, of a folder, or of a model on the Hugging Face hub, `owner/name`.
+
+    A folder called digits is given as ./digits or as a Path.
+    """
     embedded = embedded_models()
     folder = EMBEDDED / name if name in embedded else Path(name)
+    if not folder.is_dir() and isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        folder = download_model(name)
     if not folder.is_dir():
         raise FileNotFoundError(f"no model {str(name)!r}: neither a folder nor one of the embedded models ({', '.join(embedded)})")
     files = folder / "config.json", folder / "model.safetensors"
@@ -666,3 +689,27 @@ def load_model(model_class: type[FarmerNetwork], name: str | os.PathLike) -> Far
             raise ValueError(f"{student_path} does not hold the weights of this model's student; delete it, or distill this model") from error
         model.student = student
     return model.eval()
+
+# %% ../nbs/07_model.ipynb #07-043b
+def model_card(config: FarmerConfig, evaluation: Mapping[str, Mapping] | None = None) -> str:  # Markdown with a header for the hub
+    "What a model is and how to load it; with the report of `farmer evaluate`, its figures and what moved them."
+    channels, height, width = config.image_shape
+    lines = ["---", "library_name: farmer", "pipeline_tag: unconditional-image-generation", "tags: [normalizing-flow, autoregressive, likelihood]", "---", ""]
+    lines += ["# A FARMER", "", f"Flow AutoRegressive Transformer over Pixels (arXiv 2510.23588) for {channels} x {height} x {width} images.", ""]
+    lines += ["```python", "from farmer.model import Farmer", "", 'model = Farmer.from_pretrained("OWNER/NAME")', "```", ""]
+    sections = {"Configuration": asdict(config), **(evaluation or {})}
+    for title, rows in sections.items():
+        lines += [f"## {title[:1].upper()}{title[1:]}", "", "| | |", "|---|---|"]
+        lines += [f"| {key} | {f'{value:.4g}' if isinstance(value, float) else value} |" for key, value in rows.items()] + [""]
+    return "\n".join(lines)
+
+
+def push_model(model: FarmerNetwork, repo_id: str, evaluation: Mapping[str, Mapping] | None, private: bool) -> str:
+    "See `Farmer.push_to_hub`."
+    client = import_optional("huggingface_hub", "huggingface_hub", "hub").HfApi()
+    url = client.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder))
+        (Path(folder) / "README.md").write_text(model_card(model.config, evaluation).replace("OWNER/NAME", repo_id))
+        client.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="A FARMER and its card")
+    return str(url)

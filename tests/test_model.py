@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -540,3 +541,48 @@ def test_a_coupling_flow_is_saved_and_loaded(tmp_path):
     images = torch.rand(3, 1, 8, 8) * 2 - 1
     with torch.no_grad():
         assert torch.equal(Farmer.from_pretrained(tmp_path).log_prob(images), model.log_prob(images))
+
+
+# --- Hugging Face hub
+
+
+def test_a_model_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch):
+    "The hub itself is replaced by a folder."
+    hub, stored = huggingface_hub, tmp_path / "stored"
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        shutil.copytree(folder_path, stored)
+
+    def snapshot_download(repo_id, allow_patterns):
+        assert repo_id == "someone/digits-1.0"
+        return str(stored)
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", lambda self, repo_id, private, exist_ok: f"https://hub/{repo_id}")
+    monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    model = small().eval()
+    address = model.push_to_hub("someone/digits-1.0", {"samples": {"images": 10, "Frechet distance": 1.23456}})
+    assert address == "https://hub/someone/digits-1.0"
+    card = (stored / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: farmer\n") and "someone/digits-1.0" in card and "| Frechet distance | 1.235 |" in card
+    with torch.no_grad():
+        assert torch.equal(Farmer.from_pretrained("someone/digits-1.0").log_prob(clean_images()), model.log_prob(clean_images()))
+
+
+@pytest.mark.parametrize("name", ["someone/nothing", "runs/typo"])
+def test_what_neither_disk_nor_hub_has_is_said_in_one_line(monkeypatch, name):
+    hub = huggingface_hub
+
+    def missing(*_, **__):
+        raise OSError("404 Client Error.\nDetails follow.")
+
+    monkeypatch.setattr(hub, "snapshot_download", missing)
+    complaint(FileNotFoundError, lambda: Farmer.from_pretrained(name), name, "404 Client Error.", "embedded")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    complaint(FileNotFoundError, lambda: Farmer.from_pretrained(name), "farmer[hub]")
+
+
+@pytest.mark.parametrize("name", ["../someone/name", "/someone/name", "someone/a/b", "./name", "someone/"])
+def test_paths_are_not_taken_for_names_on_the_hub(monkeypatch, name):
+    monkeypatch.setattr("farmer.model.download_model", None)
+    complaint(FileNotFoundError, lambda: Farmer.from_pretrained(name), "neither a folder")
