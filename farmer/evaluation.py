@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['INCEPTION_WEIGHTS', 'check_prior', 'LikelihoodParts', 'likelihood_parts', 'FeatureStatistics', 'frechet_distance',
            'inception_score', 'squared_distances', 'neighbour_radii', 'share_covered', 'precision_recall', 'Features',
-           'SmallClassifier', 'train_classifier', 'extract', 'Reference', 'sample_figures', 'Inception', 'file_hash',
-           'eight_bit', 'write_arrays', 'read_reference', 'EvaluationConfig', 'manifest', 'rank_and_ranks',
-           'chunk_labels', 'draw_samples', 'likelihood_figures', 'noised_density', 'image_batches', 'evaluate',
-           'image_factors', 'probes']
+           'SmallClassifier', 'train_classifier', 'extract', 'Reference', 'sample_figures', 'Inception', 'eight_bit',
+           'write_arrays', 'read_reference', 'EvaluationConfig', 'manifest', 'rank_and_ranks', 'chunk_labels',
+           'draw_samples', 'likelihood_figures', 'noised_density', 'image_batches', 'evaluate', 'image_factors',
+           'probes']
 
 # %% ../nbs/10_evaluation.ipynb #10-003
 import hashlib
@@ -28,7 +28,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .data import CHROMA_AXES, ImageDataset, import_optional, to_images, to_levels
+from .data import CHROMA_AXES, ImageDataset, file_digest, import_optional, to_images, to_levels
 from .flow import own_order
 from .guidance import Guidance
 from .model import Farmer, exact, model_files, write_atomically
@@ -300,7 +300,7 @@ class Inception(nn.Module):
                 f"no Inception weights at {path}: download {INCEPTION_WEIGHTS} from the releases of"
                 " github.com/toshas/torch-fidelity and put it there, or give its path with --inception"
             )
-        self.sha256 = file_hash(path)
+        self.sha256 = file_digest(path)
         try:
             self.network = module.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
         except Exception as error:  # unpickling raises all sorts of errors
@@ -314,15 +314,6 @@ class Inception(nn.Module):
         values = to_levels(images, 256).expand(-1, 3, -1, -1)
         pooled, logits = self.network(values)
         return Features(pooled, logits, self.spatial)
-
-
-def file_hash(path: Path) -> str:
-    "SHA-256 of a file."
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 # %% ../nbs/10_evaluation.ipynb #10-032f
 def eight_bit(values: Tensor, levels: int) -> np.ndarray:  # (n, C, H, W) uint8 levels -> (n, H, W, 3) uint8
@@ -404,8 +395,8 @@ def manifest(model: Farmer, name: str | Path, data: str, config: EvaluationConfi
     packages = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
     return {
         "model": str(name),
-        "weights sha256": file_hash(weights_file),
-        "student sha256": file_hash(path) if (path := config_file.with_name("student.safetensors")).is_file() and config.solver == "student" else None,
+        "weights sha256": file_digest(weights_file),
+        "student sha256": file_digest(path) if (path := config_file.with_name("student.safetensors")).is_file() and config.solver == "student" else None,
         "data": data,
         "settings": {**asdict(config), "guidance": repr(config.guidance)},
         "precision": str(model.basis.matrix.dtype).removeprefix("torch."),
@@ -518,7 +509,7 @@ def evaluate(
         "features": f"{type(extractor).__name__}, {len(real.statistics.mean)} dimensions",
         "features sha256": getattr(extractor, "sha256", None),
         "reference": "held-out images" if reference is None else str(reference),
-        "reference sha256": None if reference is None else file_hash(Path(reference)),
+        "reference sha256": None if reference is None else file_digest(Path(reference)),
     }
     report = [None]
     if rank_and_ranks()[0] == 0:

@@ -1,0 +1,514 @@
+"Shards: what was packed comes out again, from any process, after any interruption; and damage is found."
+import errno
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from farmer import data
+from farmer.data import FolderDataset, ShardDataset, center_crop, index_shards, load_dataset, prepare_shards, to_images, to_levels
+
+SIZE = 24
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+
+
+def make_album(root, count=12, classes=("cat", "dog"), seed=0):
+    "Noise in JPEG, PNG and grey, in all sorts of shapes."
+    generator = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            height, width = generator.integers(SIZE, 90, 2)
+            values = generator.integers(0, 256, (height, width, 3) if i % 3 else (height, width), np.uint8)
+            Image.fromarray(values).save(root / name / f"{i:03d}.{'png' if i % 2 else 'jpg'}")
+    return root
+
+
+@pytest.fixture
+def album(tmp_path):
+    return make_album(tmp_path / "album")
+
+
+@pytest.fixture
+def shards(album, tmp_path):
+    prepare_shards(album, tmp_path / "shards", SIZE, shard_images=5, workers=0)
+    return tmp_path / "shards"
+
+
+def contents(folder):
+    "SHA-256 of every file below a folder."
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_one_line(error, *fragments):
+    text = str(error.value)
+    assert "\n" not in text
+    for fragment in fragments:
+        assert str(fragment) in text, text
+
+
+# the crop
+
+
+@pytest.mark.parametrize("width, height, size, steps", [
+    (500, 375, 256, [(341, 256)]),  # less than twice the size: bicubic alone
+    (1200, 1100, 256, [(600, 550), (300, 275), (279, 256)]),  # 600 x 550 is halved again
+    (513, 512, 256, [(256, 256)]),  # halves are rounded down
+    (100, 40, 64, [(160, 64)]),  # enlarged
+    (64, 64, 64, [(64, 64)]),
+])  # fmt: skip
+def test_center_crop_step_by_step(width, height, size, steps):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    expected = image
+    for step in steps:
+        halved = step == (expected.width // 2, expected.height // 2)
+        expected = expected.resize(step, Image.Resampling.BOX if halved else Image.Resampling.BICUBIC)
+    left, top = (expected.width - size) // 2, (expected.height - size) // 2
+    expected = np.asarray(expected)[top : top + size, left : left + size]
+    assert np.array_equal(np.asarray(center_crop(image, size)), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"quality": 95, "subsampling": 0}, {"progressive": True}])
+@pytest.mark.parametrize("size", [(64, 48), (63, 47)])
+def test_both_decoders_agree(mode, options, size, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(noise).convert(mode).resize(size).save(tmp_path / "a" / "x.jpg", **options)
+    dataset = FolderDataset(tmp_path, image_size=min(size))
+    fast = dataset.pixels(0)
+    monkeypatch.setattr(data, "decode_jpeg", None)
+    assert (fast.int() - dataset.pixels(0).int()).abs().max() == 0
+
+
+def test_jpegs_with_four_channels(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("CMYK", (40, 40), (0, 255, 255, 0)).save(tmp_path / "a" / "red.jpg")
+    red = load_dataset(tmp_path, image_size=32)[0][0].mean((1, 2))
+    assert red[0] > 0.9 and red[1] < -0.9 and red[2] < -0.9
+
+
+def test_levels_are_the_same_items(album, shards):
+    for dataset in (load_dataset("digits"), FolderDataset(album, image_size=SIZE), ShardDataset(shards)):
+        levels = next(iter(DataLoader(dataset.as_levels(), batch_size=8, num_workers=1)))
+        assert levels[0].dtype == torch.uint8 and len(dataset.as_levels()) == len(dataset)
+        images, labels = dataset.batch(range(8))
+        assert torch.equal(to_images(levels[0], dataset.levels), images) and torch.equal(levels[1], labels)
+
+
+# layout
+
+
+def test_layout(album, shards):
+    assert sorted(contents(shards)) == sorted(
+        [f"train/{i:06d}.tar" for i in range(5)] + ["test/000000.tar"]
+        + [f"{split}/{name}" for split in ("train", "test") for name in ("images.npy", "index.json", "remarks.txt")])
+    folder, seen = FolderDataset(album, image_size=SIZE), {}
+    for path in sorted((shards / "train").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            assert len(members) <= 10 and {(m.mtime, m.uid, m.gid, m.uname) for m in members} == {(0, 0, 0, "")}
+            for image, label in zip(members[::2], members[1::2]):
+                key, suffix = image.name.split(".")
+                assert suffix == "png" and label.name == f"{key}.cls"
+                seen[int(key)] = np.asarray(Image.open(tar.extractfile(image))), int(tar.extractfile(label).read())
+    assert sorted(seen) == list(range(len(folder))) and list(seen) != sorted(seen)  # all of them, shuffled
+    for number, (pixels, label) in seen.items():
+        assert np.array_equal(pixels, folder.pixels(number).permute(1, 2, 0)) and label == folder.labels[number]
+
+
+def test_webdataset_reads_it(shards):
+    webdataset = pytest.importorskip("webdataset")
+    files = [str(path) for path in sorted((shards / "train").glob("*.tar"))]
+    samples = list(webdataset.WebDataset(files, shardshuffle=False).decode("rgb8").to_tuple("png", "cls", "__key__"))
+    dataset = ShardDataset(shards)
+    assert len(samples) == len(dataset)
+    for pixels, label, key in samples:
+        assert np.array_equal(pixels, dataset.pixels(int(key)).permute(1, 2, 0)) and label == dataset.labels[int(key)]
+
+
+@pytest.mark.parametrize("image_format", ["png", "ppm"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_same_images_as_the_folder(album, tmp_path, image_format, workers):
+    reports = prepare_shards(str(album), str(tmp_path / "out"), SIZE, image_format, 7, workers)
+    for report, split in zip(reports, ("train", "test")):
+        folder, shards = FolderDataset(album, split, SIZE), load_dataset(tmp_path / "out", split, image_size=SIZE)
+        assert isinstance(shards, ShardDataset) and report.images == len(shards) == len(folder) and report.kept == 0
+        assert shards.class_names == folder.class_names and torch.equal(shards.labels, folder.labels)
+        assert shards.image_shape == folder.image_shape and shards.levels == 256
+        order = torch.randperm(len(folder), generator=torch.Generator().manual_seed(0))
+        images, labels = shards.batch(order)
+        assert torch.equal(images, folder.batch(order)[0]) and torch.equal(labels, folder.labels[order])
+        image, label = shards[-1]
+        assert image.dtype == torch.float32 and type(label) is int and torch.equal(image, folder[-1][0])
+        assert torch.equal(to_images(to_levels(image, 256), 256), image)
+        with pytest.raises(IndexError):
+            shards[len(shards)]
+
+
+def test_own_folders_for_the_splits(tmp_path):
+    make_album(tmp_path / "album" / "train", 11, ("a", "b"))
+    reports = prepare_shards(tmp_path / "album", tmp_path / "only", SIZE, workers=0)
+    assert [r.images for r in reports] == [22]
+    with pytest.raises(FileNotFoundError) as error:
+        load_dataset(tmp_path / "only", "test")
+    assert_one_line(error, tmp_path / "only" / "test")
+    make_album(tmp_path / "album" / "val", 2, ("b",))
+    reports = prepare_shards(tmp_path / "album", tmp_path / "both", SIZE, workers=0)
+    assert [r.images for r in reports] == [22, 2]
+    assert load_dataset(tmp_path / "both", "test").labels.tolist() == [1, 1]
+
+
+# processes
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers(shards, context):
+    dataset = ShardDataset(shards)
+    images, labels = dataset.batch(range(len(dataset)))  # the shards are open already when the workers start
+    batches = list(DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context=context))
+    assert torch.equal(torch.cat([b[0] for b in batches]), images) and torch.equal(torch.cat([b[1] for b in batches]), labels)
+
+
+def test_pickle(shards):
+    dataset = ShardDataset(shards)
+    again = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(again.batch([3, 0])[0], dataset.batch([3, 0])[0])
+
+
+def test_few_files_are_open_at_once(shards, monkeypatch):
+    small = data.functools.lru_cache(maxsize=2)(data._open_shard.__wrapped__)
+    monkeypatch.setattr(data, "_open_shard", small)
+    dataset, before = ShardDataset(shards), len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    dataset.batch(range(len(dataset)))
+    assert small.cache_info().misses > 2 and small.cache_info().currsize == 2
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+# interruptions
+
+PROGRAM = """
+import sys, time
+from farmer import data
+slow = data._decode
+def decode(content):
+    time.sleep(0.05)
+    return slow(content)
+data._decode = decode
+data.prepare_shards(sys.argv[1], sys.argv[2], {size}, shard_images=5, workers={workers})
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed(album, shards, tmp_path, workers):
+    target = tmp_path / "killed"
+    program = PROGRAM.format(size=SIZE, workers=workers)
+    process = subprocess.Popen([sys.executable, "-c", program, album, target], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (target / "train" / "000001.tar").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (target / "train" / "index.json").exists()
+    with pytest.raises(ValueError) as error:
+        load_dataset(target)
+    assert_one_line(error, target / "train", "not finished")
+    train, test = prepare_shards(album, target, SIZE, shard_images=5, workers=0)
+    assert 1 <= train.kept < train.shards and test.kept == 0
+    assert contents(target) == contents(shards)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.99])
+def test_half_a_line_in_the_journal(album, shards, tmp_path, keep, monkeypatch):
+    target = tmp_path / "power cut"
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_write_index", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_shards(album, target, SIZE, shard_images=5, workers=0)
+    journal = target / "train" / "journal.jsonl"
+    whole = journal.read_bytes()
+    assert whole.count(b"\n") == 6
+    journal.write_bytes(whole[: int(len(whole) * keep)])
+    train, _ = prepare_shards(album, target, SIZE, shard_images=5, workers=0)
+    assert train.kept < 5 and contents(target) == contents(shards)
+
+
+def test_done_already(album, shards):
+    before = {path: path.stat().st_mtime_ns for path in shards.rglob("*")}
+    reports = prepare_shards(album, shards, SIZE, shard_images=5, workers=0)
+    assert [r.kept for r in reports] == [r.shards for r in reports] == [5, 1]
+    assert {path: path.stat().st_mtime_ns for path in shards.rglob("*")} == before
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("change", ["file", "size", "name", "gone", "image_size", "image_format", "shard_images"])
+def test_changes_are_refused(album, tmp_path, complete, change, monkeypatch):
+    target, settings = tmp_path / "out", {"image_size": SIZE, "image_format": "png", "shard_images": 5}
+    with monkeypatch.context() as patch:
+        if not complete:
+            patch.setattr(data, "_write_index", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        try:
+            prepare_shards(album, target, workers=0, **settings)
+        except KeyboardInterrupt:
+            pass
+    before, fragment = contents(target), "the source has changed"
+    if change == "file":
+        Image.new("RGB", (30, 30)).save(album / "cat" / "new.png")
+    elif change == "size":
+        Image.new("RGB", (30, 30)).save(album / "cat" / "001.png")
+    elif change == "name":
+        (album / "cat").rename(album / "lion")
+    elif change == "gone":
+        (album / "dog" / "003.png").unlink()
+    else:
+        settings[change] = {"image_size": 16, "image_format": "ppm", "shard_images": 6}[change]
+        fragment = f"{change} was"
+    with pytest.raises(ValueError) as error:
+        prepare_shards(album, target, workers=0, **settings)
+    assert_one_line(error, target / "train", fragment, "delete it")
+    assert contents(target) == before
+
+
+def test_no_space_left(album, shards, tmp_path, monkeypatch):
+    target, write, written = tmp_path / "full", tarfile.TarFile.addfile, []
+
+    def addfile(self, header, content):
+        written.append(header.name)
+        if len(written) == 14:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, header, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "addfile", addfile)
+        with pytest.raises(OSError) as error:
+            prepare_shards(album, target, SIZE, shard_images=5, workers=0)
+    assert_one_line(error, "no space left", target, "make room")
+    assert sorted(contents(target)) == ["train/000000.tar", "train/journal.jsonl"]
+    train, _ = prepare_shards(album, target, SIZE, shard_images=5, workers=0)
+    assert train.kept == 1 and contents(target) == contents(shards)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_the_partial_file_is_removed(tmp_path, monkeypatch):
+    "A real ENOSPC, from the device that is always full."
+    kept = tmp_path / "file"
+    kept.write_text("old")
+    monkeypatch.setattr("builtins.open", lambda path, mode: os.fdopen(os.open("/dev/full", os.O_WRONLY), mode))
+    (tmp_path / ".file.partial").write_text("")
+    with pytest.raises(OSError) as error:
+        data._replace_file(kept, lambda file: file.write(b"new" * 100_000))
+    assert error.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and kept.read_text() == "old"
+
+
+# bad sources
+
+
+def test_broken_and_small_images(album, tmp_path):
+    (album / "cat" / "004.jpg").write_bytes((album / "cat" / "004.jpg").read_bytes()[:300])
+    (album / "dog" / "002.jpg").write_bytes(b"")
+    (album / "dog" / "nowhere.png").symlink_to(tmp_path / "nothing.png")
+    Image.new("RGB", (10, 40), (255, 0, 0)).save(album / "cat" / "001.png")
+    train, test = prepare_shards(album, tmp_path / "out", SIZE, shard_images=5, workers=2)
+    assert (train.left_out, train.enlarged, test.left_out, test.enlarged) == (3, 1, 0, 0)
+    remarks = (tmp_path / "out" / "train" / "remarks.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in remarks] == [
+        str(album / name) for name in ("cat/001.png", "cat/004.jpg", "dog/002.jpg", "dog/nowhere.png")]
+    assert "enlarged from 10 x 40" in remarks[0] and all("left out, unreadable: " in line for line in remarks[1:])
+    assert "3 unreadable images left out, 1 small ones enlarged" in str(train) and "\n" not in str(train)
+    folder, shards = FolderDataset(album, image_size=SIZE), ShardDataset(tmp_path / "out")
+    readable = [i for i, file in enumerate(folder.files) if not any(b in file for b in (b"cat/004", b"dog/002", b"nowhere"))]
+    assert torch.equal(shards.labels, folder.labels[readable])
+    assert torch.equal(shards.batch(range(len(shards)))[0], folder.batch(readable)[0])
+    assert shards[1][0].mean((1, 2)).tolist() == [1, -1, -1]
+
+
+def test_nothing_can_be_read(tmp_path):
+    for i in range(11):
+        (tmp_path / "album" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "album" / "a" / f"{i:02d}.png").write_bytes(b"<html>404</html>")
+    with pytest.raises(ValueError) as error:
+        prepare_shards(tmp_path / "album", tmp_path / "out", SIZE, workers=0)
+    assert_one_line(error, tmp_path / "album", "no image")
+
+
+@pytest.mark.parametrize("options, fragment", [
+    ({"image_size": 0}, "image_size 0"),
+    ({"image_size": "64"}, "image_size '64'"),
+    ({"image_format": "jpg"}, "'png' or 'ppm'"),
+    ({"shard_images": 0}, "shard_images 0"),
+    ({"target": "album/shards"}, "lies in"),
+    ({"target": "album"}, "lies in"),
+])  # fmt: skip
+def test_impossible_settings(album, tmp_path, options, fragment):
+    options = {"image_size": SIZE, "target": "out", **options}
+    before = contents(tmp_path)
+    with pytest.raises(ValueError) as error:
+        prepare_shards(album, tmp_path / options.pop("target"), **options)
+    assert_one_line(error, fragment)
+    assert contents(tmp_path) == before
+
+
+def test_missing_source(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        prepare_shards(tmp_path / "nothing", tmp_path / "out", SIZE)
+    assert_one_line(error, tmp_path / "nothing")
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_shards_are_not_overwritten(album, tmp_path):
+    foreign = tmp_path / "out" / "train" / "000000.tar"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"mine")
+    with pytest.raises(ValueError) as error:
+        prepare_shards(album, tmp_path / "out", SIZE, workers=0)
+    assert_one_line(error, foreign.parent, "choose another folder")
+    assert contents(tmp_path / "out") == {"train/000000.tar": hashlib.sha256(b"mine").hexdigest()}
+
+
+# damage
+
+
+def test_another_size_is_refused(shards):
+    assert load_dataset(shards).image_shape == (3, SIZE, SIZE)
+    with pytest.raises(ValueError) as error:
+        load_dataset(shards, image_size=64)
+    assert_one_line(error, shards, f"{SIZE} pixels", "not 64")
+
+
+def test_flipped_byte(shards):
+    dataset = ShardDataset(shards)
+    dataset.verify()
+    path = shards / "train" / "000002.tar"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        ShardDataset(shards).verify()
+    assert_one_line(error, "000002.tar", shards / "train")
+    (shards / "train" / "000004.tar").unlink()
+    table = np.load(shards / "train" / "images.npy")
+    table["label"][0] = 1
+    np.save(shards / "train" / "images.npy", table)
+    with pytest.raises(ValueError) as error:
+        ShardDataset(shards).verify()
+    assert_one_line(error, "images.npy, 000002.tar, 000004.tar")
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "other size"])
+def test_damaged_image_is_named(shards, damage):
+    dataset = ShardDataset(shards)
+    index = len(dataset) - 1
+    _, _, shard, offset, length = dataset.images[index].item()
+    path = shards / "train" / f"{shard:06d}.tar"
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: offset + length // 2]
+    elif damage == "zeros":
+        content[offset : offset + length] = bytes(length)
+    else:
+        picture = data.io.BytesIO()
+        Image.new("RGB", (5, 5)).save(picture, "png")
+        content[offset : offset + picture.tell()] = picture.getvalue()
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        dataset[index]
+    assert_one_line(error, path, f"image {index}", "damaged")
+    with pytest.raises(ValueError, match="damaged in shard"):
+        list(DataLoader(dataset, num_workers=1))
+
+
+def test_missing_shard(shards):
+    path = shards / "train" / "000000.tar"
+    path.unlink()
+    dataset = ShardDataset(shards)
+    with pytest.raises(FileNotFoundError) as error:
+        dataset.batch(range(len(dataset)))
+    assert_one_line(error, path)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("index.json", "{"), ("index.json", "[]"), ("index.json", "{}"), ("index.json", json.dumps({"format": 99})),
+    ("images.npy", ""), ("images.npy", "no array"), ("images.npy", None),
+])  # fmt: skip
+def test_damaged_index(shards, name, content):
+    path = Path(shards / "train" / name)
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(ValueError) as error:
+        load_dataset(shards)
+    assert_one_line(error, path, "prepare the shards again")
+
+
+# shards of other tools
+
+
+def pack(path, samples):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in samples:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, data.io.BytesIO(content))
+
+
+def foreign_samples(folder, start, stop):
+    for i in range(start, stop):
+        name = os.fsdecode(folder.files[i])
+        key = f"./part.1/{i}"  # a dot in the folder is no suffix
+        yield f"{key}.{name[-3:].upper()}", Path(name).read_bytes()
+        yield f"{key}.json", b"{}"
+        yield f"{key}.cls", f"{int(folder.labels[i])}\n".encode()
+
+
+def test_index_of_foreign_shards(album, tmp_path):
+    folder = FolderDataset(album, image_size=SIZE)
+    pack(tmp_path / "out" / "train" / "a.tar", foreign_samples(folder, 0, 15))
+    pack(tmp_path / "out" / "train" / "b.tar", foreign_samples(folder, 15, len(folder)))
+    index_shards(tmp_path / "out" / "train", SIZE, ["cat", "dog"])
+    shards = load_dataset(tmp_path / "out", image_size=SIZE)
+    shards.verify()
+    assert shards.class_names == ["cat", "dog"] and torch.equal(shards.labels, folder.labels)
+    assert torch.equal(shards.batch(range(len(shards)))[0], folder.batch(range(len(folder)))[0])
+    with pytest.raises(ValueError) as error:
+        index_shards(tmp_path / "out" / "train", SIZE)
+    assert_one_line(error, "index already")
+    with pytest.raises(ValueError) as error:
+        prepare_shards(album, tmp_path / "out", SIZE, workers=0)
+    assert_one_line(error, tmp_path / "out" / "train", "choose another folder")
+
+
+@pytest.mark.parametrize("samples, fragment", [
+    ([("1.png", b"x")], "1.cls"),
+    ([("1.png", b"x"), ("1.cls", b"cat")], "no numbers"),
+    ([("1.png", b"x"), ("1.cls", b"-1")], "1.cls"),
+    ([("1.png", b"x"), ("1.cls", b"3")], "label 3 for 2 class names"),
+    ([("1.cls", b"3")], "no shards with images"),
+    (None, "no shards with images"),
+    (b"no tar file at all" * 100, "damaged"),
+])  # fmt: skip
+def test_foreign_shards_that_cannot_be_read(tmp_path, samples, fragment):
+    if isinstance(samples, bytes):
+        (tmp_path / "a.tar").write_bytes(samples)
+    elif samples is not None:
+        pack(tmp_path / "a.tar", samples)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        index_shards(tmp_path, SIZE, ["a", "b"])
+    assert_one_line(error, fragment, tmp_path if "label" not in fragment else "")
+    assert not (tmp_path / "index.json").exists()
