@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import tyro
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.utils import save_image
 
 from .data import import_optional, load_dataset
@@ -35,12 +36,12 @@ from .guidance import PAPER_GUIDANCE, Guidance
 from .inversion import DISTILLATION, Distiller
 from .model import Farmer, FarmerConfig, embedded_models
 from .patches import dequantize
-from .training import Trainer, TrainingConfig, evaluate_bits_per_dim, read_log, read_source, save_source
+from .training import ExecutionConfig, Trainer, TrainingConfig, evaluate_bits_per_dim, process_group, read_log, read_source, save_source
 
 # %% ../nbs/13_command_line.ipynb #13-004
 @dataclass(frozen=True)
 class Train:
-    "Train a model. The same command again goes on from the last checkpoint."
+    "Train a model. The same command again goes on from the last checkpoint, on any number of GPUs: `torchrun ... -m farmer.cli train ...`."
 
     data: str
     "a data set's name, a folder of class sub-folders of images, or one that holds train/ and test/"
@@ -50,19 +51,32 @@ class Train:
     training: TrainingConfig
     device: str | None = None
     "cuda, mps or cpu; none: the best there is"
+    execution: ExecutionConfig = ExecutionConfig()
 
     def __call__(self) -> None:
+        with process_group(self.device, self.execution.timeout) as device:
+            self.run(device)
+
+    def run(self, device: torch.device) -> None:
+        "What every rank does."
         train, test = (load_dataset(self.data, split, image_size=self.model.image_shape[1]) for split in ("train", "test"))
         facts = {"image_shape": train.image_shape, "num_classes": train.num_classes, "levels": train.levels}
         torch.manual_seed(self.training.seed)
-        trainer = Trainer(Farmer(replace(self.model, **facts)), train, test, self.training, self.folder, self.device)
+        trainer = Trainer(Farmer(replace(self.model, **facts)), train, test, self.training, self.folder, device, self.execution)
         weights = sum(parameter.numel() for parameter in trainer.model.parameters())
-        print(f"{weights:,} weights, {len(train):,} training images, on {trainer.device}, writing to {self.folder}")
-        save_source(self.folder, self.data)
-        if trainer.step:
-            print(f"going on from step {trainer.step} of {self.training.steps}")
+        ranks = f", {trainer.parallel.ranks} ranks" if trainer.parallel.active else ""
+        if trainer.parallel.first:
+            print(f"{weights:,} weights, {len(train):,} training images, on {trainer.device}{ranks}, writing to {self.folder}")
+            save_source(self.folder, self.data)
+            if trainer.step:
+                print(f"going on from step {trainer.step} of {self.training.steps}")
         trainer.train()
-        model = trainer.average.module.cpu()
+        model = trainer.whole(trainer.average.module)
+        if trainer.parallel.first:
+            self.finish(model.cpu(), test)
+
+    def finish(self, model: Farmer, test: Dataset) -> None:
+        "Save the averaged model, and measure it."
         model.save_pretrained(self.folder / "model")
         if self.training.uniform_noise:
             bits = evaluate_bits_per_dim(model, test, draws=4)
@@ -101,8 +115,14 @@ class Distill:
     training: TrainingConfig = DISTILLATION
     device: str | None = None
     "cuda, mps or cpu; none: the best there is"
+    execution: ExecutionConfig = ExecutionConfig()
 
     def __call__(self) -> None:
+        with process_group(self.device, self.execution.timeout) as device:
+            self.distill(device)
+
+    def distill(self, device: torch.device) -> None:
+        "What every rank does."
         run = Path(self.run)
         is_run = (run / "model" / "config.json").is_file()
         if not is_run and (run / "checkpoints").is_dir():
@@ -113,12 +133,15 @@ class Distill:
         data = self.data or read_source(source)
         model = Farmer.from_pretrained(source)
         train, test = (load_dataset(data, split, image_size=model.config.image_shape[1]) for split in ("train", "test"))
-        distiller = Distiller(model, train, test, self.training, self.folder or run / "student", self.device)
-        print(f"distilling {source} on {len(train):,} training images, on {distiller.device}, writing to {distiller.folder}")
-        if distiller.step:
-            print(f"going on from step {distiller.step} of {self.training.steps}")
+        distiller = Distiller(model, train, test, self.training, self.folder or run / "student", device, self.execution)
+        if distiller.parallel.first:
+            print(f"distilling {source} on {len(train):,} training images, on {distiller.device}, writing to {distiller.folder}")
+            if distiller.step:
+                print(f"going on from step {distiller.step} of {self.training.steps}")
         distiller.train()
         model = distiller.finished().cpu()
+        if not distiller.parallel.first:
+            return
         target = (self.folder or run) / "model"
         model.save_pretrained(target)
         if self.folder is not None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 # Letters used for shapes:
 # B batch, N tokens, W width of the transformer, H attention heads, L layers
@@ -128,6 +129,8 @@ class CausalTransformer(nn.Module):
     `forward` reads a whole sequence, `step` one more token; `new_cache` makes the memory that joins them.
     """
 
+    checkpoint_activations: bool = False  # while training, keep only what enters each layer, and compute the rest again for the gradient
+
     def __init__(
         self,
         width: int,  # W
@@ -155,8 +158,9 @@ class CausalTransformer(nn.Module):
         "Read N tokens in parallel; given a cache, which must be empty, leave them there for later steps."
         if cache is not None and cache.position:
             raise ValueError(f"the cache already holds {cache.position} tokens; reset it, or read on with step()")
+        recompute = self.checkpoint_activations and self.training and cache is None and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
-            x = layer(x, cache, index)
+            x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x, cache, index)
         if cache is not None:
             cache.position = x.shape[1]
         return self.norm(x)

@@ -60,7 +60,7 @@ def test_train_resume_and_sample_on_a_folder_of_images(tmp_path, capsys):
     assert "22 training images" in printed and "bits/dim, standard error" in printed and f"next: farmer sample {run / 'model'}" in printed
     config = Farmer.from_pretrained(run / "model").config
     assert config.image_shape == (3, 16, 16) and config.num_classes == 2 and config.levels == 256
-    assert [path.name for path in checkpoints(run)] == ["step-00000003.pt", "step-00000006.pt"]
+    assert [path.name for path in checkpoints(run)] == ["step-00000003", "step-00000006"]
     assert read_image(run / "samples" / "step-00000006.png").shape == (3, 10 * 17 + 1, 2 * 17 + 1)
     log = read_log(run)
     main(arguments)

@@ -99,7 +99,7 @@ def test_not_a_number_stops_with_step_quantity_and_checkpoint(tmp_path):
     trainer.train(last_step=5)
     with torch.no_grad():
         trainer.model.prior.redundant_head.linear.bias[0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"step 5: redundant is nan; the last good checkpoint is .*step-00000005.pt"):
+    with pytest.raises(FloatingPointError, match=r"step 5: redundant is nan; the last good checkpoint is .*step-00000005"):
         trainer.train()
     assert make(tmp_path).step == 5
 
@@ -160,21 +160,67 @@ def test_a_log_without_a_checkpoint_is_of_a_run_that_starts_again(tmp_path):
     assert without_speed(read_log(tmp_path / "parts")) == without_speed(read_log(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "other version", "empty"])
-def test_damaged_checkpoint(tmp_path, damage):
+def contents(checkpoint: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+
+
+DAMAGE = ["truncated", "one byte", "a file less", "no manifest", "foreign", "empty manifest"]
+
+
+def spoil(checkpoint: Path, damage: str) -> None:
+    data, manifest = next(checkpoint.glob("*.distcp")), checkpoint / "manifest.json"
+    if damage == "truncated":
+        data.write_bytes(data.read_bytes()[:-200])
+    elif damage == "one byte":
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    elif damage == "a file less":
+        data.unlink()
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text({"foreign": '{"weights": 3}', "empty manifest": ""}[damage])
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_only_checkpoint_is_damaged(tmp_path, damage):
     make(tmp_path).train(last_step=2)
     path = checkpoints(tmp_path)[-1]
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-200])
-    elif damage == "foreign":
-        torch.save({"weights": torch.zeros(3)}, path)
-    elif damage == "empty":
-        path.write_bytes(b"")
-    else:
-        torch.save({**torch.load(path), "farmer_checkpoint": 99}, path)
-    with pytest.raises(ValueError, match="(delete it|use the version)") as error:
+    spoil(path, damage)
+    with pytest.raises(ValueError, match="damaged.*delete it") as error:
         make(tmp_path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, capsys, damage):
+    whole = make(tmp_path / "whole")
+    whole.train()
+    make(tmp_path / "parts").train(last_step=11)
+    assert [path.name for path in checkpoints(tmp_path / "parts")] == ["step-00000010", "step-00000011"]
+    spoil(checkpoints(tmp_path / "parts")[-1], damage)
+    capsys.readouterr()
+    resumed = make(tmp_path / "parts")
+    said = capsys.readouterr().out
+    assert resumed.step == 10 and said.count("\n") == 1 and "step-00000011 is damaged; trying the one before, step-00000010" in said
+    resumed.train(last_step=11)  # writes the damaged one again
+    assert make(tmp_path / "parts").step == 11 and "damaged" not in capsys.readouterr().out
+    resumed.train()
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_checkpoints_of_other_versions_are_refused(tmp_path):
+    make(tmp_path / "a").train(last_step=2)
+    manifest = checkpoints(tmp_path / "a")[-1] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"farmer_checkpoint": 3', '"farmer_checkpoint": 99'))
+    with pytest.raises(ValueError, match="format 99, this farmer reads 3; use the version"):
+        make(tmp_path / "a")
+    (tmp_path / "b" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "b" / "checkpoints" / "step-00000005.pt").write_bytes(b"as it was before")
+    with pytest.raises(ValueError, match="step-00000005.pt has format 2 or older"):
+        make(tmp_path / "b")
 
 
 def test_model_and_data_must_fit(tmp_path):
@@ -212,24 +258,24 @@ def run_script(tmp_path, before: str) -> subprocess.Popen:
 
 def test_full_disk_in_the_middle_of_a_save_keeps_the_earlier_checkpoint(tmp_path):
     make(tmp_path).train(last_step=2)
-    good = checkpoints(tmp_path)[-1].read_bytes()
-    size = len(good) // 2  # files may not grow beyond half a checkpoint: the write fails as on a full disk
+    good = contents(checkpoints(tmp_path)[-1])
+    size = max(map(len, good.values())) // 2  # files may not grow beyond half a checkpoint: the write fails as on a full disk
     process = run_script(tmp_path, f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))")
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0 and "File too large" in errors
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002.pt"] and checkpoints(tmp_path)[-1].read_bytes() == good
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002"] and contents(checkpoints(tmp_path)[-1]) == good
     assert not list((tmp_path / "checkpoints").glob(".*partial"))
     assert make(tmp_path).step == 2
 
 
 def test_kill_in_the_middle_of_a_save_keeps_the_earlier_checkpoint(tmp_path):
     make(tmp_path).train(last_step=2)
-    good = checkpoints(tmp_path)[-1].read_bytes()
+    good = contents(checkpoints(tmp_path)[-1])
     process = run_script(tmp_path, "import os, time; os.replace = lambda *a: (print('saving', flush=True), time.sleep(60))")
     assert process.stdout.readline().strip() == "saving"  # all bytes written, the rename not done
     process.kill()
     process.communicate(timeout=60)
-    assert checkpoints(tmp_path)[-1].read_bytes() == good
+    assert contents(checkpoints(tmp_path)[-1]) == good
     whole = make(tmp_path / "whole")
     whole.train()
     resumed = make(tmp_path)
