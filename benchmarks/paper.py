@@ -48,10 +48,11 @@ MODELS = {
         "no partition": dict(informative_channels=None, components=34),
         "JetFormer's reduction": dict(redundant="standard-normal", components=44),
         "TarFlow": dict(prior="standard-normal", flow_blocks=5, flow_width=72, prior_width=72, head_width=24),
+        "coupling flow": dict(flow="coupling"),
     },
 }
 FIGURE_6 = {f"{name} {value}": {name: value} for name, values in
-            (("components", (1, 4, 64)), ("informative_channels", (2, 5, 13))) for value in values}
+            (("components", (1, 64)), ("informative_channels", (2, 13))) for value in values}
 GUIDANCE = {"naive (rejection)": RejectionGuidance, "resampling": ResamplingGuidance, "posterior": PosteriorGuidance}
 GUIDED_SCALES = (1.0, 2.5)
 

@@ -76,6 +76,10 @@ class ImageDataset(Dataset):
         "The levels of one image. Every data set defines this."
         raise NotImplementedError(f"{type(self).__name__} must define pixels")
 
+    def pixel_batch(self, indices: Sequence[int] | Tensor) -> Tensor:  # (B,) which images -> (B, C, H, W) uint8
+        "The levels of several images."
+        return torch.stack([self.pixels(int(index)) for index in indices])
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return to_images(self.pixels(index), self.levels), int(self.labels[index])
 
@@ -85,7 +89,7 @@ class ImageDataset(Dataset):
     ) -> tuple[Tensor, Tensor]:  # images (B, C, H, W) float32 in [-1, 1], labels (B,) int64
         "Several items at once, stacked."
         indices = torch.as_tensor(indices, dtype=torch.int64)
-        return to_images(torch.stack([self.pixels(index) for index in indices.tolist()]), self.levels), self.labels[indices]
+        return to_images(self.pixel_batch(indices), self.levels), self.labels[indices]
 
     def as_levels(self) -> Dataset:  # items (levels (C, H, W) uint8, label int)
         "The same items before `to_images`: a quarter of the bytes to move. Apply `to_images` where the batch arrives."
@@ -134,10 +138,8 @@ class ArrayDataset(ImageDataset):
     def pixels(self, index: int) -> Tensor:  # (C, H, W) uint8
         return self.values[index]
 
-    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        "Several items at once: images (B, C, H, W) float32 in [-1, 1], labels (B,) int64."
-        indices = torch.as_tensor(indices, dtype=torch.int64)
-        return to_images(self.values[indices], self.levels), self.labels[indices]
+    def pixel_batch(self, indices: Sequence[int] | Tensor) -> Tensor:  # (B, C, H, W) uint8
+        return self.values[torch.as_tensor(indices, dtype=torch.int64)]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
         images, labels = self.batch(indices)

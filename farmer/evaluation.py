@@ -6,9 +6,9 @@
 __all__ = ['INCEPTION_WEIGHTS', 'check_prior', 'LikelihoodParts', 'likelihood_parts', 'FeatureStatistics', 'frechet_distance',
            'inception_score', 'squared_distances', 'neighbour_radii', 'share_covered', 'precision_recall', 'Features',
            'SmallClassifier', 'train_classifier', 'extract', 'Reference', 'sample_figures', 'Inception', 'eight_bit',
-           'write_arrays', 'read_reference', 'EvaluationConfig', 'manifest', 'rank_and_ranks', 'chunk_labels',
-           'draw_samples', 'likelihood_figures', 'noised_density', 'image_batches', 'evaluate', 'image_factors',
-           'probes']
+           'write_arrays', 'read_reference', 'EvaluationConfig', 'which_weights', 'manifest', 'rank_and_ranks',
+           'chunk_labels', 'draw_samples', 'likelihood_figures', 'noised_density', 'image_batches', 'evaluate',
+           'image_factors', 'probes']
 
 # %% ../nbs/10_evaluation.ipynb #10-003
 import hashlib
@@ -312,8 +312,8 @@ class Inception(nn.Module):
 
     def forward(self, images: Tensor) -> Features:  # (B, 1 or 3, H, W) in [-1, 1]
         values = to_levels(images, 256).expand(-1, 3, -1, -1)
-        pooled, logits = self.network(values)
-        return Features(pooled, logits, self.spatial)
+        pooled, logits = self.network(values.to(self.network.fc.weight.device))
+        return Features(pooled.cpu(), logits.cpu(), self.spatial.cpu())
 
 # %% ../nbs/10_evaluation.ipynb #10-032f
 def eight_bit(values: Tensor, levels: int) -> np.ndarray:  # (n, C, H, W) uint8 levels -> (n, H, W, 3) uint8
@@ -389,12 +389,19 @@ class EvaluationConfig:
             raise ValueError(f"noise must be 0 or more and finite, got {self.noise}")
 
 
+def which_weights(folder: Path) -> str:
+    "Of a run, the moving average or those of the last step."
+    noted = folder.parent / "run.json"
+    return json.loads(noted.read_text()).get("weights", {}).get(folder.name, "not noted") if noted.is_file() else "not noted"
+
+
 def manifest(model: Farmer, name: str | Path, data: str, config: EvaluationConfig) -> dict:
     "What moved the numbers: enough to compute them again, and to see why two evaluations differ."
     config_file, weights_file = model_files(name)
     packages = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
     return {
         "model": str(name),
+        "weights": which_weights(config_file.parent),
         "weights sha256": file_digest(weights_file),
         "student sha256": file_digest(path) if (path := config_file.with_name("student.safetensors")).is_file() and config.solver == "student" else None,
         "data": data,

@@ -52,7 +52,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from .data import IMAGE_SIZES, to_levels
+from .data import IMAGE_SIZES, ImageDataset, to_images, to_levels
 from .flow import AutoregressiveBlock, InverseAutoregressiveFlow
 from .model import Farmer, FarmerConfig, SampleReport, model_files, write_atomically
 from .patches import bits_per_dimension, cosine_schedule
@@ -263,11 +263,11 @@ MOST_SKIPPED = 100  # images in a row that cannot be read
 class ReadableImages(Dataset):
     """A data set without its unreadable images: the next one that can be read stands in for each, and the complaint is kept.
 
-    `__getitems__` gives images (B, C, H, W), labels (B,), and a list of complaints. Raises ValueError where 100 images
-    in a row cannot be read.
+    `__getitems__` gives pixel levels (B, C, H, W) uint8, labels (B,), and a list of complaints. Raises ValueError where 100
+    images in a row cannot be read.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: ImageDataset):
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -275,16 +275,19 @@ class ReadableImages(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[str]]:
         try:
-            return *self.dataset.batch(indices), []
+            return *self.load(indices), []
         except (ValueError, OSError):
             complaints = []
             images, labels = zip(*(self.read(index, complaints) for index in indices))
             return torch.cat(images), torch.cat(labels), complaints
 
+    def load(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.dataset.pixel_batch(indices), self.dataset.labels[indices]
+
     def read(self, index: int, complaints: list[str]) -> tuple[Tensor, Tensor]:  # (1, C, H, W), (1,)
         for place in range(index, index + MOST_SKIPPED):
             try:
-                return self.dataset.batch([place % len(self)])
+                return self.load([place % len(self)])
             except (ValueError, OSError) as error:
                 complaints.append(str(error))
         raise ValueError(f"{MOST_SKIPPED} images in a row cannot be read, the last: {complaints[-1]}")
@@ -296,7 +299,7 @@ def as_read(batch: tuple) -> tuple:
 
 
 def read_batches(dataset: Dataset, stream: BatchStream, slices: list[slice], workers: int, device: torch.device) -> Iterator[tuple]:
-    "A rank's images, labels and complaints, part by part."
+    "A rank's pixel levels, labels and complaints, part by part. Levels are a byte each: what crosses from process to process and to the GPU."
     loader = DataLoader(
         ReadableImages(dataset),
         batch_sampler=RankBatches(stream, slices),
@@ -699,9 +702,10 @@ def rewind_log(folder: Path, step: int) -> None:
 
 # %% ../nbs/08_training.ipynb #08-022a
 def save_source(folder: Path, data: str) -> None:
-    "Note in a run's folder which data it was trained on, a name or a folder, so that later commands need not be told."
+    "Note in a run's folder which data it was trained on, a name or a folder, and which weights its two models have."
     data = data if data in IMAGE_SIZES else str(Path(data).expanduser().resolve())
-    write_atomically(folder / "run.json", json.dumps({"data": data}).encode())
+    weights = {"model": "moving average", "latest": "last step"}
+    write_atomically(folder / "run.json", json.dumps({"data": data, "weights": weights}).encode())
 
 
 def read_source(model: str | Path) -> str:
@@ -711,7 +715,6 @@ def read_source(model: str | Path) -> str:
         if (place / "run.json").is_file():
             return json.loads((place / "run.json").read_text())["data"]
     raise ValueError(f"{model} does not say which data it was trained on; say it with data, on the command line --data")
-
 
 # %% ../nbs/08_training.ipynb #08-022d
 def open_board(folder: Path):  # a torch.utils.tensorboard.SummaryWriter or None
@@ -833,9 +836,9 @@ def add_gradients(trainer: "Trainer", batches: Iterator[tuple]) -> Step:
     config, execution, parallel, model = trainer.config, trainer.execution, trainer.parallel, trainer.model
     seeds, totals, complaints = image_seeds(config, trainer.step), {}, []
     for index, places in enumerate(trainer.slices):
-        images, labels, unread = next(batches)
+        pixels, labels, unread = next(batches)
         complaints += unread
-        images, labels = (tensor.to(trainer.device, non_blocking=True) for tensor in (images, labels))
+        images, labels = to_images(pixels.to(trainer.device, non_blocking=True), model.config.levels), labels.to(trainer.device, non_blocking=True)
         draws = draw(seeds[places], images.shape[1:], trainer.device)
         images, labels = add_randomness(images, labels, draws, config.noise(trainer.step), config, model.config)
         torch.manual_seed(derive_seed(config.seed, trainer.step, parallel.rank, index))  # dropout draws from the global generator
