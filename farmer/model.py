@@ -54,7 +54,7 @@ class FarmerConfig:
     basis: Literal["pixels", "pca", "luma-chroma"] = "pixels"
     "rotation of a token's channels before the flow; decides which channels can become informative"
     flow: Literal["autoregressive", "coupling"] = "autoregressive"
-    "kind of the flow; coupling is Jet's, weaker and fast both ways, a baseline"
+    "kind of the flow; coupling is Jet's, fast both ways, a baseline"
     flow_blocks: int = 4
     "blocks of the flow; autoregressive ones are read in alternating directions"
     flow_layers: int = 1

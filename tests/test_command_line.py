@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from farmer.cli import PRESETS, explorer_notebook, main, parse, text_images
+from farmer.evaluation import EvaluationConfig, manifest
 from farmer.model import Farmer
 from farmer.training import checkpoints, read_log
 
@@ -162,9 +163,10 @@ def test_explorer_notebook_shows_the_model():
 
 
 def test_presets_fit_their_data():
-    from farmer.data import load_dataset
+    from farmer.data import IMAGE_SIZES, load_dataset
 
-    for name, preset in PRESETS.items():
+    for name in IMAGE_SIZES.keys() - {"mnist", "cifar10"}:  # all that need no download
+        preset = PRESETS[name]
         data = load_dataset(preset.data)
         assert (data.image_shape, data.num_classes, data.levels) == (preset.model.image_shape, preset.model.num_classes, preset.model.levels), name
 
@@ -174,3 +176,67 @@ def test_text_images_pair_rows_of_pixels():
     assert text_images(image) == " ▀▄█\n"
     coloured = text_images(image, colour=True)
     assert coloured.count("▀") == 6 and "\x1b[38;5;255;48;5;232m" in coloured
+
+
+# --- Large data and large models
+
+
+def test_prepare_then_train_then_compare_both_weights(tmp_path, capsys):
+    data, shards, run = photos(tmp_path / "photos"), tmp_path / "shards", tmp_path / "run"
+    prepare = ["prepare", str(data), str(shards), "--image-size", "16", "--shard-images", "10", "--workers", "0"]
+    for _ in range(2):  # the second time there is nothing to do
+        main(prepare)
+        printed = capsys.readouterr().out
+        assert "22 images in 3 shards" in printed and "2 images in 1 shards" in printed and f"--data {shards}" in printed
+    main(["train", "glyphs-field", "--data", str(shards), "--folder", str(run), "--steps", "6", "--save-every", "3", "--evaluate-every", "6", *SMALL])
+    kinds = {}
+    for name in ("model", "latest"):
+        described = manifest(Farmer.from_pretrained(run / name), run / name, str(shards), EvaluationConfig())
+        kinds[described["weights"]] = described["weights sha256"]
+    assert len(set(kinds.values())) == 2 and set(kinds) == {"moving average", "last step"}
+    assert manifest(Farmer.from_pretrained("digits"), "digits", "digits", EvaluationConfig())["weights"] == "not noted"
+
+
+def test_prepare_says_what_is_wrong(tmp_path, capsys):
+    data = photos(tmp_path / "photos")
+    assert "no folder" in mistake(capsys, "prepare", tmp_path / "nothing", tmp_path / "out")
+    assert "image_size" in mistake(capsys, "prepare", data, tmp_path / "out", "--image-size", "0")
+    assert "elsewhere" in mistake(capsys, "prepare", data, data / "shards", "--image-size", "16")
+    main(["prepare", str(data), str(tmp_path / "out"), "--image-size", "16", "--workers", "0"])
+    capsys.readouterr()
+    assert "image_size was 16, now 20" in mistake(capsys, "prepare", data, tmp_path / "out", "--image-size", "20", "--workers", "0")
+    assert "16" in mistake(capsys, "train", "glyphs-field", "--data", tmp_path / "out", "--image-shape", "3", "20", "20", "--folder", tmp_path / "run", *SMALL)
+
+
+def test_presets_of_the_paper():
+    "Weights in millions, on the meta device, beside the paper's; and the largest needs less than a gigabyte to be counted."
+    code = """if True:
+        import resource
+        import torch
+        from farmer.cli import PRESETS
+        from farmer.model import Farmer
+        with torch.device("meta"):
+            model = Farmer(PRESETS["imagenet256-1.9b-p8"].model)
+            paper = {size: Farmer(PRESETS[f"imagenet256-{size}-p16"].model) for size in ("1.1b", "1.9b")}
+        for part in (model, paper["1.1b"].prior, paper["1.1b"].flow, paper["1.9b"].flow):
+            print(sum(parameter.numel() for parameter in part.parameters()) / 1e6)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    """
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    largest, prior, flow, larger_flow, gigabytes = map(float, printed.split())
+    assert largest > 1700 and gigabytes < 1
+    for found, expected in ((prior, 295), (flow, 828), (larger_flow, 1400)):
+        assert abs(found / expected - 1) < 0.03
+
+
+def test_evaluate_on_two_ranks(tmp_path):
+    "Each draws half of the images; the first one prints, and the figures are those of one process."
+    command = ["-m", "farmer.cli", "evaluate", "digits", "--samples", "600", "--device", "cpu", "--seed", "3", "--folder"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    reports = []
+    for name, start in (("one", []), ("two", launcher)):
+        done = subprocess.run([sys.executable, *start, *command, str(tmp_path / name)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("bits/dim given the label") == 1
+        reports.append(json.loads((tmp_path / name / "evaluation.json").read_text()))
+    assert reports[0] == reports[1]

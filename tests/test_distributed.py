@@ -164,9 +164,9 @@ class Watched:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batch(self, indices):
+    def pixel_batch(self, indices):
         self.seen += [int(index) for index in indices]
-        return self.dataset.batch(indices)
+        return self.dataset.pixel_batch(indices)
 
 
 def go_on(folder: Path, execution: ExecutionConfig, result: Path) -> None:
