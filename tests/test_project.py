@@ -132,7 +132,7 @@ def test_metadata():
     scripts = {point.name: point.value for point in package.entry_points if point.group == "console_scripts"}
     assert scripts == {"farmer": "farmer.cli:main"}
     assert package.metadata["License-Expression"] == "Apache-2.0"
-    assert set(package.metadata.get_all("Provides-Extra")) == {"notebooks", "dev"}
+    assert set(package.metadata.get_all("Provides-Extra")) == {"notebooks", "evaluation", "logging", "hub", "dev"}
     cli = ROOT / "farmer" / "cli.py"
     if cli.exists():
         names = {node.name for node in ast.parse(cli.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)}
