@@ -1018,8 +1018,7 @@ class Trainer:
         check_dataset(dataset, model.config)
         self.dataset, self.held_out, self.config, self.folder, self.execution = dataset, held_out, config, Path(folder), execution
         self.device, self.step, self.saving = torch.device(device or best_device()), 0, None
-        self.asked_to_stop = self.terminated = False
-        self.parallel, self.unreadable = Parallel(self.device, execution), Unreadable()
+        self.parallel, self.unreadable, self.asked_to_stop, self.terminated = Parallel(self.device, execution), Unreadable(), False, False
         self.slices = split_batch(config.batch_size, self.parallel.rank, self.parallel.ranks, execution.accumulation)
         self.data = self.parallel.on_first(self.identify)
         set_up(self, model)

@@ -372,7 +372,7 @@ def test_a_distillation_that_diverges_stops(tmp_path):
 def test_train_distill_and_sample(tmp_path, capsys):
     run = tmp_path / "run"
     main(["train", "digits", "--folder", str(run), "--steps", "2", *SMALL_RUN])
-    assert json.loads((run / "run.json").read_text()) ["data"] == "digits"
+    assert json.loads((run / "run.json").read_text())["data"] == "digits"
     density = Farmer.from_pretrained(run / "model").state_dict()
     assert "no student" in mistake(capsys, "sample", run / "model", "--solver", "student", "--output", tmp_path / "none.png")
     arguments = ["distill", str(run), "--steps", "4", "--save-every", "2", "--batch-size", "8", "--evaluation-images", "20"]
