@@ -52,11 +52,14 @@ class Rank:
     def text(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
+    def wait_until(self, condition, what: str, seconds: float = 60) -> None:
         until = time.monotonic() + seconds
-        while text not in self.text:
-            assert self.process.is_alive() and time.monotonic() < until, f"{text!r} did not come: {self.text}"
-            time.sleep(0.002)
+        while not condition():
+            assert self.process.is_alive() and time.monotonic() < until, f"{what} did not come: {self.text}"
+            time.sleep(0.001)
+
+    def wait_for(self, text: str) -> None:
+        self.wait_until(lambda: text in self.text, repr(text))
 
     def status(self, seconds: float = 90) -> int:
         self.process.join(seconds)
@@ -315,6 +318,8 @@ PATIENT = replace(SETTINGS, steps=500, save_every=10, evaluate_every=1000)
 def train_on(folder: Path, settings=PATIENT) -> None:
     trainer = make(folder, ExecutionConfig(), settings=settings, config=CONFIG)
     print("resumed at", trainer.step, flush=True)
+    loss = trainer.loss
+    trainer.loss = lambda images, labels: print("at step", trainer.step) or loss(images, labels)
     trainer.train()
     torch.save(weights(trainer), folder / "weights")
 
@@ -327,14 +332,13 @@ def test_twenty_kills_at_random_moments(tmp_path):
         [process] = start(tmp_path, 0, train_on, tmp_path / "parts")
         process.wait_for("resumed at")
         assert int(re.search(r"resumed at (\d+)", process.text)[1]) == published
-        folder = tmp_path / "parts" / "checkpoints"
-        until = time.monotonic() + 0.1 + choose.random()
-        while time.monotonic() < until or (kill % 2 and not list(folder.glob(".*partial/*"))):
-            time.sleep(0.001)
-        assert process.process.is_alive(), process.text
+        process.wait_for(f"at step {published + choose.randrange(15)}\n")
+        time.sleep(0.01 * choose.random())
+        if kill % 2:
+            process.wait_until(lambda: list((tmp_path / "parts" / "checkpoints").glob(".*partial/*")), "a save")
         process.process.kill()
         assert process.status() == -signal.SIGKILL
-        inside += bool(list(folder.glob(".*partial")))
+        inside += bool(list((tmp_path / "parts" / "checkpoints").glob(".*partial")))
         published = int(checkpoints(tmp_path / "parts")[-1].name[5:]) if checkpoints(tmp_path / "parts") else 0
     run(tmp_path, 0, train_on, tmp_path / "parts")
     print(f"20 of 20 resumed, {inside} killed inside a save, the last at step {published} of {PATIENT.steps}")
