@@ -4,12 +4,12 @@
 
 It renders a folder of JPEG files (256 pixels a side, quality 90), prepares shards of them as PNG and as PPM, and reads
 all of them in a shuffled order. The bare decoder is `decode_image(read_file(path))`: no crop, no labels, no check. Every
-row is images/s, and a ratio to the bare decoder read in the same way: in a loop, in a DataLoader without workers or in
+row is images/s, and a ratio to the bare decoder read in the same way: one by one, in a DataLoader without workers or in
 one with two. All contestants take turns within a repeat, so that other work on the machine slows them alike; a rate is
 the best of the repeats, since other work can only add to a time, and a ratio is one of two bests. Batches have 32 images.
 
-"levels" are the whole numbers that `dataset.as_levels()` yields, 1 byte each, as the bare decoder yields them. "floats" are the
-items of `dataset` itself, in [-1, 1]: four times the bytes. Target: 0.9 for the folder's levels with two workers.
+"levels" are whole numbers, 1 byte each, as the bare decoder yields them, read as the trainer reads them: batch by batch,
+through `farmer.training.ReadableImages`. "floats" are the items of a data set, in [-1, 1]: four times the bytes. Target: 0.9 for the folder's levels with two workers.
 On two cores shared with other work (load 4 to 5), four runs gave ratios from 0.92 to 1.05; loader.json is one of them.
 
 Three ways to the target were tried, and each has its row:
@@ -42,6 +42,7 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 
 from farmer import data
 from farmer.data import FolderDataset, ShardDataset, prepare_shards, to_images
+from farmer.training import ReadableImages, as_read
 
 SIZE, CLASSES, BATCH, WORKERS, TARGET = 256, 4, 32, 2, 0.9
 
@@ -114,7 +115,7 @@ def conversions(repeats: int) -> dict[str, int]:
 
 def one_by_one(dataset: Dataset, order: list[int]) -> None:
     for index in order:
-        dataset[index]
+        dataset.load([index]) if isinstance(dataset, ReadableImages) else dataset[index]
 
 
 def loaded(workers: int) -> Callable[[Dataset, list[int]], None]:
@@ -123,7 +124,8 @@ def loaded(workers: int) -> Callable[[Dataset, list[int]], None]:
     def run(dataset: Dataset, order: list[int]) -> None:
         if dataset not in loaders:
             batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-            loaders[dataset] = DataLoader(dataset, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0)
+            collate = as_read if isinstance(dataset, ReadableImages) else None
+            loaders[dataset] = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0)
         for _ in loaders[dataset]:
             pass
 
@@ -168,8 +170,8 @@ def main() -> None:
         results["images that differ from the bare decoder's"], results["images that Pillow decodes otherwise"] = differing, pillow
         print(json.dumps(results, indent=1))
         contestants = {
-            "bare torchvision decode": Bare(paths), "folder, levels": folder.as_levels(), "folder, floats": folder, "Pillow, levels": Pillow(paths),
-            "png shards, levels": shards["png"].as_levels(), "ppm shards, levels": shards["ppm"].as_levels(), "ppm shards, floats": shards["ppm"],
+            "bare torchvision decode": Bare(paths), "folder, levels": ReadableImages(folder), "folder, floats": folder, "Pillow, levels": Pillow(paths),
+            "png shards, levels": ReadableImages(shards["png"]), "ppm shards, levels": ReadableImages(shards["ppm"]), "ppm shards, floats": shards["ppm"],
         }  # fmt: skip
         order = torch.randperm(arguments.images, generator=torch.Generator().manual_seed(0)).tolist()
         for way, run in (("one by one", one_by_one), ("DataLoader, 0 workers", loaded(0)), (f"DataLoader, {WORKERS} workers", loaded(WORKERS))):

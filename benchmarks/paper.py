@@ -1,7 +1,7 @@
 """Train and measure the small twins of the paper's tables and figures: `python benchmarks/paper.py`, or `make paper`.
 
-Every model trains with three seeds, Figure 6's with one, for equal steps on the same data; models that the paper compares
-have equal numbers of weights within 2%, balanced by the number of mixture components, or by the width for TarFlow. The figures of a
+Every model trains with three seeds, Figure 6's and two conditions of Table 4 with one, for equal steps on the same data; models that are compared
+have equal numbers of weights within 2% (with patches of 8: 4%), balanced by the number of mixture components, or by the width for TarFlow. The figures of a
 run are kept beside it, so that the same command goes on where it was stopped. All of them go to `paper.json` beside this
 script, which `nbs/12_paper` reads. `--jobs 2` keeps two cores busy; `--seeds 1` is a quick look.
 """
@@ -53,6 +53,14 @@ MODELS = {
 }
 FIGURE_6 = {f"{name} {value}": {name: value} for name, values in
             (("components", (1, 64)), ("informative_channels", (2, 13))) for value in values}
+# Table 4 asked again under other conditions: (data, condition) -> what it changes, and with how many seeds
+CONDITIONS = {
+    ("digits", "patch 4"): (dict(patch_size=4, informative_channels=10), 3),
+    ("glyphs", "patch 8"): (dict(patch_size=8, informative_channels=40), 3),
+    ("glyphs", "patch 2"): (dict(patch_size=2, informative_channels=3), 1),
+    ("glyphs", "8 blocks"): (dict(flow_blocks=8), 1),
+}
+FLOWS = ("autoregressive", "coupling")
 GUIDANCE = {"naive (rejection)": RejectionGuidance, "resampling": ResamplingGuidance, "posterior": PosteriorGuidance}
 GUIDED_SCALES = (1.0, 2.5)
 
@@ -168,6 +176,7 @@ def collect(arguments: argparse.Namespace) -> dict:
         "models": {data: {name: rows(data, name) for name in models} for data, models in MODELS.items()},
         "students": rows("glyphs", "FARMER", "student.json"),
         "figure 6": {name: rows("glyphs", name) for name in FIGURE_6},
+        "flows": {f"{data}, {condition}": {flow: rows(data, f"{flow}, {condition}") for flow in FLOWS} for data, condition in CONDITIONS},
         "times": measure_times(arguments.folder),
     }  # fmt: skip
 
@@ -181,6 +190,8 @@ def main() -> None:
     tasks = [(data, name, changes, seed, arguments.folder) for seed in range(arguments.seeds)
              for data, models in MODELS.items() for name, changes in models.items()]
     tasks += [("glyphs", name, changes, 0, arguments.folder) for name, changes in FIGURE_6.items()]
+    tasks += [(data, f"{flow}, {condition}", changes | {"flow": flow}, seed, arguments.folder)
+              for (data, condition), (changes, seeds) in CONDITIONS.items() for seed in range(min(seeds, arguments.seeds)) for flow in FLOWS]
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         for future in [pool.submit(run, *task) for task in tasks]:
             future.result()

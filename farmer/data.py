@@ -6,7 +6,8 @@
 __all__ = ['GLYPH_FONTS', 'CHROMA_AXES', 'SHARD_FORMAT', 'IMAGE_SIZES', 'to_images', 'to_levels', 'ImageDataset', 'ArrayDataset',
            'import_optional', 'show_images', 'load_digits', 'draw_glyph', 'field_chroma', 'palette_chroma',
            'colour_glyph', 'glyph_item', 'load_glyphs', 'load_torchvision', 'center_crop', 'FolderDataset',
-           'file_digest', 'ShardReport', 'prepare_shards', 'ShardDataset', 'index_shards', 'load_dataset']
+           'file_digest', 'replace_files', 'ShardReport', 'prepare_shards', 'ShardDataset', 'index_shards',
+           'load_dataset']
 
 # %% ../nbs/00_data.ipynb #00-003
 import errno
@@ -19,7 +20,7 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import datasets
 from tqdm.auto import tqdm
 
@@ -78,7 +79,7 @@ class ImageDataset(Dataset):
 
     def pixel_batch(self, indices: Sequence[int] | Tensor) -> Tensor:  # (B,) which images -> (B, C, H, W) uint8
         "The levels of several images."
-        return torch.stack([self.pixels(int(index)) for index in indices])
+        return default_collate([self.pixels(int(index)) for index in indices])  # like torch.stack; a worker's go straight to shared memory
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return to_images(self.pixels(index), self.levels), int(self.labels[index])
@@ -91,26 +92,9 @@ class ImageDataset(Dataset):
         indices = torch.as_tensor(indices, dtype=torch.int64)
         return to_images(self.pixel_batch(indices), self.levels), self.labels[indices]
 
-    def as_levels(self) -> Dataset:  # items (levels (C, H, W) uint8, label int)
-        "The same items before `to_images`: a quarter of the bytes to move. Apply `to_images` where the batch arrives."
-        return _Levels(self)
-
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.image_shape))
         return f"{type(self).__name__}({len(self)} images {shape}, {self.num_classes} classes, {self.levels} levels)"
-
-
-class _Levels(Dataset):
-    "Items of a data set as whole numbers."
-
-    def __init__(self, dataset: ImageDataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.dataset.pixels(index), int(self.dataset.labels[index])
 
 # %% ../nbs/00_data.ipynb #00-011
 class ArrayDataset(ImageDataset):
@@ -535,17 +519,23 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 # %% ../nbs/00_data.ipynb #00-075f
-def _replace_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    "Write a file under another name, then rename it; if that fails, remove it."
-    partial = path.with_name(f".{path.name}.partial")
+def replace_files(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -> None:
+    """Write files, first all of them under temporary names, then rename: if writing fails, the old ones stay and the new are removed.
+
+    A content is given as bytes or as a function that writes it to the open file.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in contents}
     try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        for path, content in contents.items():
+            with open(temporary[path], "wb") as file:
+                content(file) if callable(content) else file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        for partial in temporary.values():
+            partial.unlink(missing_ok=True)
         raise
 
 
@@ -568,7 +558,7 @@ def _write_shard(path: Path, items: Iterator[tuple[int, bytes, str]], labels: Se
                     add(tar, f"{number:09d}.{suffix}", content)
                     add(tar, f"{number:09d}.cls", str(labels[number]).encode())
 
-    _replace_file(path, write)
+    replace_files({path: write})
     facts = {"name": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
     return {**facts, "images": images, "remarks": remarks}
 
@@ -589,7 +579,7 @@ def _read_journal(folder: Path, settings: dict) -> list[dict]:
         raise ValueError(f"{folder} holds shards that this preparation did not make: choose another folder")
     _check_settings(folder, header, settings)
     kept = b"".join(json.dumps(record).encode() + b"\n" for record in (header, *records))
-    _replace_file(path, lambda file: file.write(kept))
+    replace_files({path: kept})
     return records
 
 
@@ -608,17 +598,17 @@ def _write_index(
     "Write the list of remarks, the table of images and, as a mark that all is complete, index.json."
     remarks = sorted((number, remark) for record in records for number, remark in record["remarks"])
     text = "".join(f"{files[number]}\t{remark}\n" for number, remark in remarks)
-    _replace_file(folder / "remarks.txt", lambda file: file.write(os.fsencode(text)))
+    replace_files({folder / "remarks.txt": os.fsencode(text)})
     rows = [(number, label, shard, *place)
             for shard, record in enumerate(records) for number, label, *place in record["images"]]
     table = np.sort(np.array(rows, _ITEM), order="number")
-    _replace_file(folder / "images.npy", lambda file: np.save(file, table))
+    replace_files({folder / "images.npy": lambda file: np.save(file, table)})
     shards = [{**record, "images": len(record["images"]), "remarks": len(record["remarks"])} for record in records]
     counts = {kind: sum(remark.startswith(kind) for _, remark in remarks) for kind in ("left out", "enlarged")}
     digest = file_digest(folder / "images.npy")
     index = {**settings, "class_names": list(class_names), "images": len(table), "images_sha256": digest}
     index |= {**counts, "shards": shards}
-    _replace_file(folder / "index.json", lambda file: file.write(json.dumps(index, indent=1).encode()))
+    replace_files({folder / "index.json": json.dumps(index, indent=1).encode()})
 
 # %% ../nbs/00_data.ipynb #00-075i
 @dataclass(frozen=True)
@@ -653,6 +643,8 @@ def _prepare_split(source: Path, target: Path, split: str, settings: dict, worke
     if (folder / "index.json").exists():
         _check_settings(folder, json.loads((folder / "index.json").read_bytes()), settings)
     else:
+        for partial in folder.glob(".*.partial"):  # of a preparation that was killed
+            partial.unlink()
         records = _read_journal(folder, settings)
         kept, rest = len(records), order[len(records) * step :]
         preparation = _Preparation(files, settings["image_size"], settings["image_format"])

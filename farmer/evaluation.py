@@ -15,7 +15,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,10 +27,10 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .data import CHROMA_AXES, ImageDataset, file_digest, import_optional, to_images, to_levels
+from .data import CHROMA_AXES, ImageDataset, file_digest, import_optional, replace_files, to_images, to_levels
 from .flow import own_order
 from .guidance import Guidance
-from .model import Farmer, exact, model_files, write_atomically
+from .model import Farmer, exact, model_files
 from .patches import add_gaussian_noise, dequantize, patchify
 from .training import derive_seed, evaluate_bits_per_dim
 
@@ -324,13 +323,7 @@ def eight_bit(values: Tensor, levels: int) -> np.ndarray:  # (n, C, H, W) uint8 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     "An .npz file, in one step, written through to the disk without a copy in memory."
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_files({path: lambda file: np.savez(file, **arrays)})
 
 
 def read_reference(
@@ -532,7 +525,7 @@ def evaluate(
         if read and seen is not None:
             report[0]["held-out images"] = {"images": len(every), "class accuracy": (seen.logits.argmax(1) == held_out.labels).double().mean().item()}
         report[0]["manifest"] = described
-        write_atomically(folder / "evaluation.json", (json.dumps(report[0], indent=1) + "\n").encode())
+        replace_files({folder / "evaluation.json": (json.dumps(report[0], indent=1) + "\n").encode()})
     if rank_and_ranks()[1] > 1:
         distributed.broadcast_object_list(report)
     return report[0]

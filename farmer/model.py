@@ -6,9 +6,9 @@
 __all__ = ['FORMAT_VERSION', 'EMBEDDED', 'FarmerConfig', 'check_field', 'check_config', 'Latents', 'make_flow', 'make_prior',
            'ModuleWithStudent', 'FarmerNetwork', 'check_images', 'check_levels', 'check_labels', 'check_latents',
            'check_generator', 'check_guidance', 'exact', 'FarmerLikelihood', 'InversionReport', 'SampleReport',
-           'check_solver', 'invert_flow', 'FarmerSampler', 'Farmer', 'replace_files', 'write_atomically', 'checksum',
-           'save_model', 'embedded_models', 'download_model', 'model_files', 'read_config', 'read_tensors',
-           'read_student', 'load_model', 'model_card', 'push_model']
+           'check_solver', 'invert_flow', 'FarmerSampler', 'Farmer', 'checksum', 'save_model', 'embedded_models',
+           'download_model', 'model_files', 'read_config', 'read_tensors', 'read_student', 'load_model', 'model_card',
+           'push_model']
 
 # %% ../nbs/07_model.ipynb #07-003
 import copy
@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import farmer
-from .data import import_optional
+from .data import import_optional, replace_files
 from .flow import AutoregressiveFlow, CouplingFlow, InverseAutoregressiveFlow, jacobi_inverse
 from .guidance import Guidance, GuidanceReport, PosteriorGuidance, sample_guided
 from .patches import ChannelBasis, bits_per_dimension, dequantize, patchify, unpatchify
@@ -545,28 +545,6 @@ class Farmer(FarmerSampler):
 # %% ../nbs/07_model.ipynb #07-040
 FORMAT_VERSION = 1
 EMBEDDED = Path(farmer.__file__).parent / "pretrained"
-
-
-def replace_files(contents: Mapping[Path, bytes]) -> None:
-    "Write files, first all of them under temporary names, then rename: if writing fails, the old ones stay and the new are removed."
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in contents}
-    try:
-        for path, content in contents.items():
-            with open(temporary[path], "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in contents:
-            os.replace(temporary[path], path)
-    except BaseException:
-        for partial in temporary.values():
-            partial.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    "Replace `path` by `content` in one step."
-    replace_files({path: content})
 
 
 def checksum(module: nn.Module) -> str:

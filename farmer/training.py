@@ -52,9 +52,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from .data import IMAGE_SIZES, ImageDataset, to_images, to_levels
+from .data import IMAGE_SIZES, ImageDataset, replace_files, to_images, to_levels
 from .flow import AutoregressiveBlock, InverseAutoregressiveFlow
-from .model import Farmer, FarmerConfig, SampleReport, model_files, write_atomically
+from .model import Farmer, FarmerConfig, SampleReport, model_files
 from .patches import bits_per_dimension, cosine_schedule
 from .transformer import CausalTransformer, TransformerLayer
 
@@ -589,7 +589,7 @@ def publish_checkpoint(written: Future, partial: Path, path: Path, facts: dict) 
     try:
         written.result()
         manifest = {**facts, "files": all_file_facts(partial)}
-        write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
+        replace_files({partial / "manifest.json": json.dumps(manifest, indent=1).encode()})
         shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step
         os.replace(partial, path)
     except (Exception, CheckpointException) as error:
@@ -698,14 +698,14 @@ def rewind_log(folder: Path, step: int) -> None:
     "Drop the records after a step, which a run that goes on from there writes again, and lines cut by a crash."
     if (folder / "log.jsonl").exists():
         kept = [json.dumps(record) + "\n" for record in read_log(folder) if record["step"] <= step]
-        write_atomically(folder / "log.jsonl", "".join(kept).encode())
+        replace_files({folder / "log.jsonl": "".join(kept).encode()})
 
 # %% ../nbs/08_training.ipynb #08-022a
 def save_source(folder: Path, data: str) -> None:
     "Note in a run's folder which data it was trained on, a name or a folder, and which weights its two models have."
     data = data if data in IMAGE_SIZES else str(Path(data).expanduser().resolve())
     weights = {"model": "moving average", "latest": "last step"}
-    write_atomically(folder / "run.json", json.dumps({"data": data, "weights": weights}).encode())
+    replace_files({folder / "run.json": json.dumps({"data": data, "weights": weights}).encode()})
 
 
 def read_source(model: str | Path) -> str:

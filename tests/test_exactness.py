@@ -9,7 +9,6 @@ from torch.testing import assert_close
 from farmer.flow import AutoregressiveBlock, AutoregressiveFlow
 from farmer.mixture import GaussianMixture
 from farmer.model import Farmer, FarmerConfig
-from farmer.prior import AutoregressivePrior, ChannelPartition
 
 
 def randomize(module: nn.Module, seed: int = 0, deviation: float = 0.3) -> nn.Module:

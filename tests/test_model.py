@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from farmer.data import load_dataset
-from farmer.model import Farmer, FarmerConfig, Latents, check_generator, replace_files
+from farmer.data import load_dataset, replace_files
+from farmer.model import Farmer, FarmerConfig, Latents, check_generator
 from farmer.patches import dequantize
 
 SMALL = dict(image_shape=(1, 4, 4), num_classes=3, levels=5, flow_blocks=2, flow_width=16, prior_width=16, prior_layers=1, head_width=8,

@@ -102,10 +102,11 @@ def test_jpegs_with_four_channels(tmp_path):
 
 def test_levels_are_the_same_items(album, shards):
     for dataset in (load_dataset("digits"), FolderDataset(album, image_size=SIZE), ShardDataset(shards)):
-        levels = next(iter(DataLoader(dataset.as_levels(), batch_size=8, num_workers=1)))
-        assert levels[0].dtype == torch.uint8 and len(dataset.as_levels()) == len(dataset)
+        levels = dataset.pixel_batch(range(8))
+        assert levels.dtype == torch.uint8 and torch.equal(levels, torch.stack([dataset.pixels(i) for i in range(8)]))
         images, labels = dataset.batch(range(8))
-        assert torch.equal(to_images(levels[0], dataset.levels), images) and torch.equal(levels[1], labels)
+        loaded = next(iter(DataLoader(dataset, batch_size=8, num_workers=1)))
+        assert torch.equal(to_images(levels, dataset.levels), images) and torch.equal(loaded[0], images) and torch.equal(loaded[1], labels)
 
 
 # layout
@@ -311,9 +312,8 @@ def test_the_partial_file_is_removed(tmp_path, monkeypatch):
     kept = tmp_path / "file"
     kept.write_text("old")
     monkeypatch.setattr("builtins.open", lambda path, mode: os.fdopen(os.open("/dev/full", os.O_WRONLY), mode))
-    (tmp_path / ".file.partial").write_text("")
     with pytest.raises(OSError) as error:
-        data._replace_file(kept, lambda file: file.write(b"new" * 100_000))
+        data.replace_files({kept: lambda file: file.write(b"new" * 100_000)})
     assert error.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and kept.read_text() == "old"
 
