@@ -23,7 +23,7 @@ help:
 	@echo "  make paper   train and measure the small twins of the paper's tables, more than an hour"
 	@echo "  make build   after editing notebooks: export farmer/, clean nbs/, make README.md"
 	@echo ""
-	@echo "  PYTHON=python3.12                      interpreter for a new $(VENV), 3.10 or newer"
+	@echo "  PYTHON=python3.12                      interpreter for a new $(VENV), 3.11 or newer"
 	@echo "  TARFLOW=path/to/transformer_flow.py    let make bench compare with TarFlow's own code"
 
 demo: $(STAMP)
@@ -76,8 +76,8 @@ build: $(STAMP)
 $(STAMP): settings.ini setup.py
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: make PYTHON=path/to/python3"; exit 1; }; \
-	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	    echo "FARMER needs Python 3.10 or newer, $(PYTHON) is `$(PYTHON) --version 2>&1`: make PYTHON=python3.12"; exit 1; }; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "FARMER needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) --version 2>&1`: make PYTHON=python3.12"; exit 1; }; \
 	  $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing PyTorch and the notebook tools into $(VENV), silent until done; several gigabytes and a few minutes the first time."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[notebooks,dev]"
