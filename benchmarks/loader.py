@@ -9,12 +9,13 @@ one with two. All contestants take turns within a repeat, so that other work on 
 the best of the repeats, since other work can only add to a time, and a ratio is one of two bests. Batches have 32 images.
 
 "levels" are whole numbers, 1 byte each, as the bare decoder yields them, read as the trainer reads them: batch by batch,
-through `farmer.training.ReadableImages`. "floats" are the items of a data set, in [-1, 1]: four times the bytes. Target: 0.9 for the folder's levels with two workers.
-On two cores shared with other work (load 4 to 5), four runs gave ratios from 0.92 to 1.05; loader.json is one of them.
+through `farmer.training.ReadableImages`. "floats" are the items of a data set, in [-1, 1]: four times the bytes.
+Target: 0.9 for the folder's levels with two workers. On two idle cores, three runs in a row gave 1.00, 0.90 and 1.01;
+loader.json is the first of them. With other work on both cores it was less, 0.74 to 0.88 in three shorter runs.
 
 Three ways to the target were tried, and each has its row:
-1. Pillow as the decoder, the project's first way ("Pillow, levels"): about half of the bare decoder's speed in a loop, with
-   equal pixels. So JPEG files go to torchvision, and Pillow crops only what does not have the size already.
+1. Pillow as the decoder, the project's first way ("Pillow, levels"): 0.6 to 0.8 of the bare decoder's speed in a
+   loop, with equal pixels. So JPEG files go to torchvision, and Pillow crops only what does not have the size already.
 2. Floats, converted faster (the "to_images" rows): one division and one subtraction in place, instead of a product, a division and
    a subtraction each into new memory; looking the 256 values up in a table is slower. What is left still costs a
    quarter of a decoding, and four times the bytes go through shared memory: "folder, floats" stays well below the target.
