@@ -12,7 +12,6 @@ __all__ = ['INCEPTION_WEIGHTS', 'check_prior', 'LikelihoodParts', 'likelihood_pa
 
 # %% ../nbs/10_evaluation.ipynb #10-003
 import hashlib
-import importlib.metadata
 import json
 import math
 import platform
@@ -27,6 +26,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from . import __version__
 from .data import CHROMA_AXES, ImageDataset, file_digest, import_optional, replace_files, to_images, to_levels
 from .flow import own_order
 from .guidance import Guidance
@@ -391,7 +391,6 @@ def which_weights(folder: Path) -> str:
 def manifest(model: Farmer, name: str | Path, data: str, config: EvaluationConfig) -> dict:
     "What moved the numbers: enough to compute them again, and to see why two evaluations differ."
     config_file, weights_file = model_files(name)
-    packages = {package: importlib.metadata.version(package) for package in ("torch", "numpy")}
     return {
         "model": str(name),
         "weights": which_weights(config_file.parent),
@@ -401,7 +400,7 @@ def manifest(model: Farmer, name: str | Path, data: str, config: EvaluationConfi
         "settings": {**asdict(config), "guidance": repr(config.guidance)},
         "precision": str(model.basis.matrix.dtype).removeprefix("torch."),
         "device": model.device.type,
-        "versions": {"farmer": importlib.metadata.version("farmer"), "python": platform.python_version(), **packages},
+        "versions": {"farmer": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
 
 # %% ../nbs/10_evaluation.ipynb #10-035

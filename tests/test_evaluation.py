@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from unittest import mock
 
@@ -202,7 +203,8 @@ def test_images_that_are_not_finite_are_counted(arguments, tmp_path, monkeypatch
     assert count == 8 and (images[1] == 0).all() and images.max() <= 16 and torch.equal(labels, torch.arange(150) % 10)
 
 
-def test_the_manifest_tells_evaluations_apart(arguments):
+def test_the_manifest_tells_evaluations_apart(arguments, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", mock.Mock(side_effect=PackageNotFoundError))  # a source tree that is not installed
     model, config = arguments[0], SMALL
     described = manifest(model, "digits", "digits", config)
     assert described["student sha256"] is None and len(described["weights sha256"]) == 64 and described["precision"] == "float32"
