@@ -506,7 +506,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         parse(sys.argv[1:] if arguments is None else arguments)()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"farmer: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stderr.write(f"farmer: {' '.join(str(error).split())}\n")  # in one piece: other ranks may be writing theirs
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("\nfarmer: interrupted; training and evaluations go on where they stopped when the same command is given again", file=sys.stderr)

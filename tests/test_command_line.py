@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -93,6 +94,16 @@ def test_killed_and_interrupted_runs_go_on(tmp_path):
     assert whole.communicate(timeout=120) and whole.returncode == 0
     for name in ("model.safetensors", "config.json"):
         assert (run / "model" / name).read_bytes() == (tmp_path / "whole" / "model" / name).read_bytes()
+
+
+def test_a_mistake_is_one_write(monkeypatch):
+    "Ranks share their standard error: what one writes in two pieces, another can come between."
+    written = mock.Mock()
+    monkeypatch.setattr("sys.stderr.write", written)
+    with pytest.raises(SystemExit):
+        main(["train", "didgits"])
+    (line,) = (call.args[0] for call in written.call_args_list)
+    assert line.startswith("farmer: unknown preset") and line.endswith("\n")
 
 
 def test_mistakes_end_with_one_line_and_status_2(tmp_path, capsys):
