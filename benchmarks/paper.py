@@ -59,6 +59,7 @@ CONDITIONS = {
     ("glyphs", "patch 8"): (dict(patch_size=8, informative_channels=40), 3),
     ("glyphs", "patch 2"): (dict(patch_size=2, informative_channels=3), 1),
     ("glyphs", "8 blocks"): (dict(flow_blocks=8), 1),
+    ("glyphs", "64 components"): (dict(components=64), 3),
     ("interleaved glyphs", "patch 4"): ({}, 3),
 }
 FLOWS = ("autoregressive", "coupling")
