@@ -9,7 +9,7 @@ STAMP  := $(VENV)/installed
 ON_PATH    := PATH="$(CURDIR)/$(BIN):$$PATH"
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: help demo lab test bench build pretrained paper
+.PHONY: help demo lab test slow gpu bench build pretrained experiments paper
 .DEFAULT_GOAL := help
 
 help:
@@ -17,14 +17,18 @@ help:
 	@echo ""
 	@echo "  make demo    train a small FARMER on digits for two minutes, show samples and likelihoods"
 	@echo "  make lab     open the notebooks in JupyterLab"
-	@echo "  make test    run every check and every notebook, as continuous integration does"
+	@echo "  make test    run every check and every notebook"
+	@echo "  make slow    run the tests that take minutes; continuous integration does both"
+	@echo "  make gpu     run the tests that need a CUDA device"
 	@echo "  make bench   time the fast code against plain or published code"
 	@echo "  make pretrained  train the embedded models again, an hour or more"
 	@echo "  make paper   train and measure the small twins of the paper's tables, more than an hour"
+	@echo "  make experiments  train and measure what the README and the notebooks quote besides, hours"
 	@echo "  make build   after editing notebooks: export farmer/, clean nbs/, make README.md"
 	@echo ""
 	@echo "  PYTHON=python3.12                      interpreter for a new $(VENV), 3.11 or newer"
 	@echo "  TARFLOW=path/to/transformer_flow.py    let make bench compare with TarFlow's own code"
+	@echo "  BEFORE=path/to/another/checkout        let make bench compare the training speed of two states of this code"
 
 demo: $(STAMP)
 	$(BIN)/farmer demo
@@ -33,21 +37,30 @@ lab: $(STAMP)
 	$(ON_PATH) $(BIN)/jupyter lab nbs
 
 test: $(STAMP)
-	@echo "== 1/4 farmer/, nbs/ and README.md agree"
+	@echo "== 1/4 farmer/, nbs/ and README.md agree, and lessons and modules keep to their lengths"
 	@$(BIN)/python tools/check_sync.py
 	@$(BIN)/python tools/make_readme.py --check
+	@$(BIN)/python tools/count_lessons.py --check
 	@echo "== 2/4 every name that farmer/ uses exists"
 	@$(BIN)/python -m pyflakes farmer
 	@echo "== 3/4 every notebook runs"
 	@$(ON_PATH) $(ONE_THREAD) $(BIN)/nbdev-test --n-workers 2 --timing
 	@echo "== 4/4 tests"
-	@$(ONE_THREAD) $(BIN)/python -m pytest
+	@$(BIN)/python -m pytest
+
+slow: $(STAMP)
+	@$(BIN)/python -m pytest -m slow
+
+gpu: $(STAMP)
+	@$(BIN)/python -m pytest -m gpu
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/flow.py $(if $(TARFLOW),--tarflow "$(TARFLOW)")
 	$(BIN)/python benchmarks/shared_mixture.py
-	$(BIN)/python benchmarks/inversion.py time
+	$(BIN)/python benchmarks/inversion_time.py
 	$(BIN)/python benchmarks/explorer.py
+	$(if $(BEFORE),$(BIN)/python benchmarks/training.py "$(BEFORE)")
 
 pretrained: $(STAMP)
 	for name in digits glyphs; do \
@@ -63,8 +76,22 @@ pretrained: $(STAMP)
 	  done; \
 	done
 
+experiments: $(STAMP)
+	$(BIN)/python experiments/results.py digits
+	$(BIN)/python experiments/results.py glyphs
+	$(BIN)/python experiments/colour.py glyphs-field
+	$(BIN)/python experiments/colour.py glyphs-palette
+	$(BIN)/python experiments/corner_tokens.py
+	$(BIN)/python experiments/guidance.py mixtures
+	$(BIN)/python experiments/guidance.py samples digits
+	$(BIN)/python experiments/guidance.py samples glyphs
+	$(BIN)/python experiments/guidance.py heads
+	$(BIN)/python experiments/inversion.py students
+	$(BIN)/python experiments/inversion.py attempts
+	$(BIN)/python experiments/inversion.py jacobi
+
 paper: $(STAMP)
-	$(ONE_THREAD) $(BIN)/python benchmarks/paper.py --jobs 2
+	$(ONE_THREAD) $(BIN)/python experiments/paper.py --jobs 2
 
 build: $(STAMP)
 	$(BIN)/nbdev-export

@@ -1,26 +1,24 @@
 """How long the explorer makes you wait: `python benchmarks/explorer.py`, with `--browser` also in Chromium.
 
-For each embedded model and panel, the median and the slowest of 50 moves of a control, from the new value to the new
+For each embedded model and panel, the median and the slowest of 50 moves of a slider, from the new value to the new
 pictures in the widgets (drawing, PNG encoding and handing over; no browser). With `--browser`, `farmer explore` is started
 three times: seconds from the command to the first picture on the page, and the median of 50 presses of a key, from the key
-to the new picture in the page. The numbers also go to a JSON file beside this script. It asserts no time.
+to the new picture in the page.
 """
 import argparse
-import json
 import os
-import platform
 import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import torch
+from timing import where
 
-from farmer.data import import_optional
-from farmer.explorer import PANELS, Subject
+from farmer.analysis import Subject
+from farmer.explorer import PANELS
+from farmer.files import import_optional
 
 MOVES = 50
 MODELS = ("digits", "glyphs", "glyphs-field")
@@ -35,13 +33,13 @@ WATCH = """name => {
 }"""
 
 
-def time_widgets(name: str) -> dict:
+def time_widgets(name: str) -> dict[str, list[float]]:
     "Milliseconds of every panel's first slider."
     widgets, results = import_optional("ipywidgets", "ipywidgets"), {}
     subject = Subject.load(name)
     for title, panel in PANELS.items():
         try:
-            panel(subject).draw()
+            panel(subject).render()
         except ValueError:
             continue  # the panel does not apply to this model
         controls = panel(subject).show().children[0].children
@@ -53,19 +51,19 @@ def time_widgets(name: str) -> dict:
                 begin = time.perf_counter()
                 slider.value = value
                 times.append(1000 * (time.perf_counter() - begin))
-            slider.value, times = before, times[3:]
-            results[f"{title}, {slider.description}"] = {"median": statistics.median(times), "slowest": max(times)}
+            slider.value, results[f"{title}, {slider.description}"] = before, times[3:]
     return results
 
 
-def time_browser(name: str, executable: str) -> dict:
+def time_browser(name: str, executable: str) -> tuple[float, list[float]]:
+    "Seconds to the first picture, and milliseconds from a key to the new picture."
     from playwright.sync_api import sync_playwright
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     begin = time.perf_counter()
-    server = subprocess.Popen([sys.executable, "-m", "farmer.cli", "explore", name, "--no-browser", "--port", str(port)], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen([sys.executable, "-m", "farmer", "explore", name, "--no-browser", "--port", str(port)], stderr=subprocess.DEVNULL)
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=executable, args=FLAGS.split())
@@ -89,29 +87,25 @@ def time_browser(name: str, executable: str) -> dict:
     finally:
         server.terminate()
         server.wait()
-    return {"seconds to the first picture": opened, "median": statistics.median(times[3:]), "slowest": max(times[3:])}
+    return opened, times[3:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--browser", action="store_true")
     arguments = parser.parse_args()
-    record = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(), "wait policy": os.environ.get("OMP_WAIT_POLICY", "")}
-    print(", ".join(f"{key} {value}" for key, value in record.items()))
+    print(f"{where()}, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}")
     for name in MODELS:
-        record[name] = time_widgets(name)
-        for key, value in record[name].items():
-            print(f"{name:16}{key:32} median {value['median']:6.1f} ms, slowest {value['slowest']:6.1f} ms", flush=True)
+        for key, times in time_widgets(name).items():
+            print(f"{name:16}{key:32} median {statistics.median(times):6.1f} ms, slowest {max(times):6.1f} ms", flush=True)
     if arguments.browser:
         executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
         if executable is None:
             sys.exit("no chromium: install it, or set CHROMIUM to its path")
         for name in MODELS:
-            rows = [time_browser(name, executable) for _ in range(3)]
-            record[f"{name}, browser"] = rows
-            opened = statistics.median(row["seconds to the first picture"] for row in rows)
-            print(f"{name:16}browser: first picture after {opened:.1f} s, key to picture median {statistics.median(row['median'] for row in rows):.0f} ms (medians of 3)", flush=True)
-    Path(__file__).with_name("explorer.json").write_text(json.dumps(record, indent=1) + "\n")
+            opened, moved = zip(*(time_browser(name, executable) for _ in range(3)))
+            key = f"key to picture median {statistics.median(map(statistics.median, moved)):.0f} ms (medians of 3)"
+            print(f"{name:16}browser: first picture after {statistics.median(opened):.1f} s, {key}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,114 +6,104 @@
 
 Steps are those of `farmer train`: reading, noise, gradients, optimiser, average. Images are random for `speed`. Model FLOPs
 utilisation: operations of the products and the attention, three times those of the forward pass, over what the GPU's maker
-states for dense bfloat16. On a CPU name a small preset: `--preset digits --batches 16 64`. Numbers go to `large.json` beside this script.
+states for dense bfloat16. On a CPU name a small preset: `--preset digits --batches 16 64`.
 """
 import argparse
 import gc
-import json
 import math
 import statistics
 import tempfile
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from timing import seconds_of, where
 
-from farmer.cli import PRESETS, Train
-from farmer.data import ArrayDataset, load_dataset
+from farmer.data import ArrayDataset, load_dataset, to_levels
+from farmer.distributed import best_device, peak_flops
 from farmer.model import Farmer
-from farmer.training import BatchStream, ExecutionConfig, Trainer, best_device, peak_flops, read_batches, train_step
+from farmer.objectives import Likelihood
+from farmer.presets import PRESETS, Preset
+from farmer.training import Trainer
 
 
-def random_images(run: Train, count: int) -> ArrayDataset:
-    model, generator = run.model, torch.Generator().manual_seed(0)
+def random_images(preset: Preset, count: int) -> ArrayDataset:
+    model, generator = preset.model, torch.Generator().manual_seed(0)
     values = torch.randint(model.levels, (count, *model.image_shape), dtype=torch.uint8, generator=generator)
     return ArrayDataset(values, torch.arange(count) % model.num_classes, model.levels, [str(label) for label in range(model.num_classes)])
 
 
-def rendered_glyphs(run: Train, count: int) -> ArrayDataset:
+def rendered_glyphs(preset: Preset, count: int) -> ArrayDataset:
     "Colour glyphs, enlarged: no photographs, but with edges, flat areas and colour."
-    glyphs, model = load_dataset("glyphs-field"), run.model
+    glyphs, model = load_dataset("glyphs-field"), preset.model
     images = torch.nn.functional.interpolate(glyphs.batch(range(count))[0], size=model.image_shape[1:], mode="bicubic")
-    values = ((images.clamp(-1, 1) + 1) / 2 * (model.levels - 1)).round().to(torch.uint8)[:, : model.image_shape[0]]
+    values = to_levels(images, model.levels)[:, : model.image_shape[0]]
     return ArrayDataset(values, glyphs.labels[:count], model.levels, [str(label) for label in range(model.num_classes)])
 
 
-def time_steps(run: Train, data: ArrayDataset, batch: int, execution: ExecutionConfig, device: torch.device, steps: int) -> dict:
-    "Median seconds of a step, leaving out the first ones."
-    config = replace(run.training, batch_size=batch)
+@contextmanager
+def trainer_of(preset: Preset, data: ArrayDataset, device: torch.device) -> Iterator[Trainer]:
+    "In a folder that goes away with it."
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        flops = Trainer.flops(None, Farmer(run.model))
-        trainer = Trainer(Farmer(run.model), data, data, config, folder, device, execution)
-        batches = read_batches(data, BatchStream(len(data), batch, 0, 0, steps), trainer.slices, 0, device)
-        times = []
-        for _ in range(steps):
-            started = time.perf_counter()
-            train_step(trainer, batches)  # which waits for the loss
-            times.append(time.perf_counter() - started)
-    speed = batch / statistics.median(times[5:])
-    row = {"batch": batch, "images/s": speed, "TFLOPs an image": flops / 1e12}
+        yield Trainer(Likelihood(Farmer(preset.model)), data, data, preset.training, folder, device=device, execution=preset.execution)
+
+
+def time_steps(preset: Preset, data: ArrayDataset, device: torch.device, steps: int) -> dict[str, float]:
+    "Median seconds of a step, leaving out the first ones."
+    with trainer_of(preset, data, device) as trainer:
+        batches = trainer.batches(steps)
+        seconds = [seconds_of(lambda: trainer.train_step(next(batches)), device) for _ in range(steps)]
+        flops = trainer.objective.flops()
+    speed = preset.training.batch_size / statistics.median(seconds[5:])
+    row = {"images/s": speed, "TFLOPs an image": flops / 1e12}
     if device.type == "cuda":
         row["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
-    if peak := peak_flops(device):
-        row["utilisation"] = speed * flops / peak
-    return row
+    return row | ({"utilisation": speed * flops / peak} if (peak := peak_flops(device)) else {})
 
 
-def speed(run: Train, device: torch.device, arguments: argparse.Namespace) -> list[dict]:
-    rows, data = [], random_images(run, max(256, *arguments.batches))
+def speed(preset: Preset, device: torch.device, batches: list[int], steps: int) -> None:
+    data = random_images(preset, max(256, *batches))
     for compiled in (False, True):
-        for batch in arguments.batches:
-            execution = replace(run.execution, compile=compiled, workers=0, shard=1, accumulation=1)
-            gc.collect()  # the trainer before is part of a cycle: until it is collected, its weights take memory
+        for batch in batches:
+            gc.collect()  # whatever is part of a cycle keeps its memory until it is collected
             if device.type == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
+            execution = replace(preset.execution, compile=compiled, workers=0, shard=1, accumulation=1)
+            this = replace(preset, training=replace(preset.training, batch_size=batch), execution=execution)
             try:
-                row = {"compiled": compiled, **time_steps(run, data, batch, execution, device, arguments.steps)}
+                row = time_steps(this, data, device, steps)
             except torch.cuda.OutOfMemoryError:
                 print(f"batch {batch}, compiled {compiled}: does not fit", flush=True)
                 break
-            rows.append(row)
-            print(", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()), flush=True)
-    return rows
+            print(f"batch {batch}, compiled {compiled}: " + ", ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
 
 
-def precision(run: Train, device: torch.device, arguments: argparse.Namespace) -> dict:
+def precision(preset: Preset, device: torch.device, batches: list[int], steps: int) -> None:
     "After a few steps, so that no layer is at its start."
-    data = rendered_glyphs(run, 256)
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        config = replace(run.training, batch_size=min(arguments.batches), learning_rate=1e-3, warmup_steps=10)
-        trainer = Trainer(Farmer(run.model), data, data, config, folder, device, replace(run.execution, compile=False, workers=0))
-        batches = read_batches(data, BatchStream(len(data), config.batch_size, 0, 0, arguments.steps), trainer.slices, 0, device)
-        for _ in range(arguments.steps):
-            train_step(trainer, batches)
-    model, bits = trainer.model.eval(), {}
+    data, bits = rendered_glyphs(preset, 256), {}
+    training = replace(preset.training, batch_size=min(batches), learning_rate=1e-3, warmup_steps=10)
+    with trainer_of(replace(preset, training=training, execution=replace(preset.execution, compile=False, workers=0)), data, device) as trainer:
+        for batch in trainer.batches(steps):
+            trainer.train_step(batch)
     images, labels = (tensor.to(device) for tensor in data.batch(range(32)))
     for name, enabled in (("float32", False), ("bfloat16", True)):
         with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            bits[name] = model.bits_per_dim(images, labels, generator=torch.Generator(device).manual_seed(0))
-    difference = (bits["bfloat16"] - bits["float32"]).mean().item()
-    print(f"float32 {bits['float32'].mean():.4f} bits/dim, bfloat16 off by {difference:+.5f} in the mean, {(bits['bfloat16'] - bits['float32']).abs().max():.5f} at most")
-    return {"float32": bits["float32"].mean().item(), "bfloat16, difference": difference}
+            bits[name] = trainer.model.bits_per_dim(images, labels, generator=torch.Generator(device).manual_seed(0))
+    difference = bits["bfloat16"] - bits["float32"]
+    print(f"float32 {bits['float32'].mean():.4f} bits/dim, bfloat16 off by {difference.mean():+.5f} in the mean, {difference.abs().max():.5f} at most")
 
 
-def recipe(run: Train, device: torch.device, arguments: argparse.Namespace) -> list[float]:
-    data, losses = rendered_glyphs(run, 2000), []
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        config = replace(run.training, batch_size=max(arguments.batches))
-        execution = replace(run.execution, workers=0, accumulation=math.ceil(config.batch_size / 32))  # 80 GB hold some fifty images
-        trainer = Trainer(Farmer(run.model), data, data, config, folder, device, execution)
-        batches = read_batches(data, BatchStream(len(data), config.batch_size, 0, 0, arguments.steps), trainer.slices, 0, device)
-        for step in range(arguments.steps):
-            losses.append(train_step(trainer, batches)["loss"])
-            if step % 20 == 0 or step + 1 == arguments.steps:
-                print(f"step {step + 1}: {losses[-1]:.4f} bits/dim, learning rate {config.rate(step):.1e}", flush=True)
-    return losses
+def recipe(preset: Preset, device: torch.device, batches: list[int], steps: int) -> None:
+    training = replace(preset.training, batch_size=max(batches))
+    execution = replace(preset.execution, workers=0, accumulation=math.ceil(max(batches) / 32))  # 80 GB hold some fifty images
+    with trainer_of(replace(preset, training=training, execution=execution), rendered_glyphs(preset, 2000), device) as trainer:
+        for step, batch in enumerate(trainer.batches(steps)):
+            record = trainer.train_step(batch)
+            if step % 20 == 0 or step + 1 == steps:
+                print(f"step {step + 1}: {record['loss']:.4f} bits/dim, learning rate {training.rate(step):.1e}", flush=True)
 
 
 def main() -> None:
@@ -123,15 +113,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 48, 64, 96])
     parser.add_argument("--steps", type=int, help="30 by default, 200 for the recipe")
     arguments = parser.parse_args()
-    arguments.steps = arguments.steps or (200 if arguments.what == "recipe" else 30)
-    run, device = PRESETS[arguments.preset], best_device()
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{arguments.preset} on {where}, torch {torch.__version__}, {arguments.steps} steps")
-    found = {"speed": speed, "precision": precision, "recipe": recipe}[arguments.what](run, device, arguments)
-    path = Path(__file__).with_name("large.json")
-    record = json.loads(path.read_text()) if path.is_file() else {}
-    record[f"{arguments.what}, {arguments.preset}, {where}"] = {"torch": torch.__version__, "steps": arguments.steps, "figures": found}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    device, steps = best_device(), arguments.steps or (200 if arguments.what == "recipe" else 30)
+    print(f"{arguments.preset} on {where(device)}, {steps} steps")
+    {"speed": speed, "precision": precision, "recipe": recipe}[arguments.what](PRESETS[arguments.preset], device, arguments.batches, steps)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ import platform
 import resource
 import subprocess
 import sys
-import time
+from functools import partial
 
 import torch
+from timing import best, take_turns, where
 from torch import Tensor, distributions
 
 from farmer.mixture import GaussianMixture
@@ -97,16 +98,9 @@ def measure_memory(size: argparse.Namespace) -> dict:
 
 
 def measure_time(size: argparse.Namespace) -> dict:
-    inputs, seconds = make_inputs(size), {}
-    small = make_inputs(argparse.Namespace(batch=1, tokens=4, components=3, channels=5, device=size.device))
-    for repeat in range(size.repeats + 1):
-        for which in PASSES:
-            for name in MODELS:
-                start = time.perf_counter()
-                run(name, which, inputs if repeat else small)  # the first round only warms up
-                if repeat:
-                    seconds.setdefault((name, which), []).append(time.perf_counter() - start)
-    return {key: min(values) for key, values in seconds.items()}
+    inputs = make_inputs(size)
+    calls = {(name, which): partial(run, name, which, inputs) for which in PASSES for name in MODELS}
+    return best(take_turns(calls, size.repeats, device=size.device))
 
 
 def print_accuracy(size: argparse.Namespace) -> None:
@@ -133,8 +127,7 @@ def main() -> None:
     if size.peak:
         print(cpu_peak(*json.loads(size.peak), size))
         return
-    machine = torch.cuda.get_device_name() if size.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
-    print(f"B={size.batch} N={size.tokens} K={size.components} D={size.channels}, float32, torch {torch.__version__}, {machine}")
+    print(f"B={size.batch} N={size.tokens} K={size.components} D={size.channels}, float32, {where(size.device)}")
     memory = measure_memory(size)  # first, while this process is small: a child's high-water mark starts from its parent's
     seconds = measure_time(size)
     print(f"\n{'':22}{'':22}{'seconds':>10}{'peak MiB':>12}")

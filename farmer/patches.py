@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['LUMA_CHROMA', 'dequantize', 'bits_per_dimension', 'add_gaussian_noise', 'cosine_schedule', 'patchify', 'unpatchify',
-           'principal_components', 'luma_chroma_components', 'rotate', 'ChannelBasis']
+           'principal_components', 'ChannelBasis']
 
 # %% ../nbs/01_patches.ipynb #01-003
 import math
-from contextlib import nullcontext
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,38 +19,38 @@ from .data import CHROMA_AXES
 # Letters used for shapes:
 # B batch, C H W channels, height and width of an image, p patch size, N tokens, d channels of a token
 
-# %% ../nbs/01_patches.ipynb #01-014
+# %% ../nbs/01_patches.ipynb #01-015
 def dequantize(
     images: Tensor,  # (B, C, H, W) in [-1, 1], on a grid of `levels` equally spaced values
     levels: int,  # number of values of a channel: 256 for 8-bit images
     generator: torch.Generator | None = None,
+    numbers: Tensor | None = None,  # (B, C, H, W) uniform in [0, 1), drawn before; None: draw them here
 ) -> Tensor:  # (B, C, H, W): each value spread evenly over its own bin of width 2 / (levels - 1)
     "Uniform dequantisation: the noise with which a density bounds the probability of discrete pixels."
-    noise = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
-    return images + (noise - 0.5) * (2 / (levels - 1))
+    if numbers is None:
+        numbers = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
+    return images + (numbers - 0.5) * (2 / (levels - 1))
 
 # %% ../nbs/01_patches.ipynb #01-027
 def bits_per_dimension(
-    log_density: Tensor,  # (B,) nats, the log-density of uniformly dequantised images in [-1, 1]
+    log_density: Tensor,  # (B,) nats, of uniformly dequantised images in [-1, 1]
     dimensions: int,  # C H W
     levels: int,  # number of values of a channel
 ) -> Tensor:  # (B,) bits per dimension
-    """Turn a log-density into bits per dimension.
-
-    With uniform noise of one bin's width w = 2 / (levels - 1), the mean of `-log2(p w^D) / D` over the noise is an
-    upper bound on `-log2 P(image) / D`, the cost of the discrete image (Theis et al., 2016).
-    """
+    "-log2(p w^D) / D, w = 2 / (levels - 1): its mean over the noise bounds the cost of the discrete image (Theis et al., 2016)."
     return -(log_density / dimensions + math.log(2 / (levels - 1))) / math.log(2)
 
-# %% ../nbs/01_patches.ipynb #01-036
+# %% ../nbs/01_patches.ipynb #01-033
 def add_gaussian_noise(
     images: Tensor,  # (B, C, H, W)
-    deviation: float,  # standard deviation of the noise, in units of the image's [-1, 1]
+    std: float,  # standard deviation of the noise, in units of the image's [-1, 1]
     generator: torch.Generator | None = None,
+    numbers: Tensor | None = None,  # (B, C, H, W) standard normal, drawn before; None: draw them here
 ) -> Tensor:  # (B, C, H, W)
-    "Gaussian dequantisation (the paper's noise): `images + deviation * N(0, 1)`."
-    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype, device=images.device)
-    return images + deviation * noise
+    "Gaussian dequantisation (the paper's noise): `images + std * N(0, 1)`."
+    if numbers is None:
+        numbers = torch.randn(images.shape, generator=generator, dtype=images.dtype, device=images.device)
+    return images + std * numbers
 
 
 def cosine_schedule(
@@ -61,7 +61,7 @@ def cosine_schedule(
     "Half a cosine from `start` to `end`: the paper's schedule of the noise and of the learning rate."
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
-# %% ../nbs/01_patches.ipynb #01-047
+# %% ../nbs/01_patches.ipynb #01-045
 def _check_patch_size(patch_size: int, height: int, width: int) -> None:
     "Raise ValueError unless patches tile the image."
     if patch_size < 1 or height % patch_size or width % patch_size:
@@ -72,7 +72,7 @@ def patchify(
     images: Tensor,  # (B, C, H, W)
     patch_size: int,  # p, a divisor of H and W
 ) -> Tensor:  # (B, N, d) with N = H W / p^2 tokens in reading order and d = C p^2 channels, ordered (C, p, p)
-    "Cut images into patches and lay each out as a token. A pure reshaping: nothing is lost."
+    "Cut images into patches and lay each out as a token. A pure reshaping: nothing is lost. Raises ValueError for shapes that do not fit."
     if images.dim() != 4:
         raise ValueError(f"images of shape {tuple(images.shape)} cannot be cut into patches; pass (batch, C, H, W), one image as image[None]")
     _check_patch_size(patch_size, *images.shape[-2:])
@@ -85,7 +85,7 @@ def unpatchify(
     patch_size: int,  # p
     image_shape: Sequence[int],  # (C, H, W)
 ) -> Tensor:  # (B, C, H, W)
-    "The inverse of `patchify`."
+    "The inverse of `patchify`. Raises ValueError for shapes that do not fit."
     channels, height, width = image_shape
     _check_patch_size(patch_size, height, width)
     expected = (height * width // patch_size**2, channels * patch_size**2)
@@ -94,10 +94,8 @@ def unpatchify(
     grid = tokens.unflatten(2, (channels, patch_size, patch_size)).unflatten(1, (height // patch_size, width // patch_size))
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # from (B, H/p, W/p, C, p, p) by way of (B, C, H/p, p, W/p, p)
 
-# %% ../nbs/01_patches.ipynb #01-057
-def principal_components(
-    samples: Tensor,  # (n, d)
-) -> Tensor:  # (d, d), rows orthonormal, largest variance first
+# %% ../nbs/01_patches.ipynb #01-055
+def principal_components(samples: Tensor) -> Tensor:  # (n, d) -> (d, d), rows orthonormal, largest variance first
     "The principal directions of `samples`, from the eigenvectors of their covariance in float64."
     centred = samples.double() - samples.double().mean(0)
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.T.flip(0)
@@ -109,20 +107,17 @@ LUMA_CHROMA = torch.cat([torch.full((1, 3), 3**-0.5, dtype=torch.float64), torch
 "(3, 3), orthonormal rows: luma and two chroma axes of RGB"
 
 
-def luma_chroma_components(
-    samples: Tensor,  # (n, 3 p^2) tokens of RGB patches
-) -> Tensor:  # (3 p^2, 3 p^2), rows orthonormal
+def _luma_chroma_components(samples: Tensor) -> Tensor:  # (n, 3 p^2) tokens of RGB patches -> (3 p^2, 3 p^2), rows orthonormal
     "Principal components of the luma of a patch, largest variance first, then those of each of its two chroma planes."
     planes = torch.einsum("ac,ncp->anp", LUMA_CHROMA, samples.double().unflatten(1, (3, -1)))
     components = torch.stack([principal_components(plane) for plane in planes])
     return torch.einsum("akp,ac->akcp", components, LUMA_CHROMA).flatten(2).flatten(0, 1)
 
 # %% ../nbs/01_patches.ipynb #01-063
-def rotate(tokens: Tensor, matrix: Tensor) -> Tensor:  # (B, N, d), (d, d) -> (B, N, d)
+def _rotate(tokens: Tensor, matrix: Tensor) -> Tensor:  # (B, N, d), (d, d) -> (B, N, d)
     "Their product in the matrix's precision, whatever autocast is on: it is cheap, and densities feel its rounding."
     device = tokens.device.type
-    full = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-    with full:
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return tokens.to(matrix.dtype) @ matrix
 
 
@@ -139,10 +134,10 @@ class ChannelBasis(nn.Module):
         self.register_buffer("matrix", torch.eye(channels))  # Q: (d, d), its rows are the new axes
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
-        return rotate(tokens, self.matrix.T)
+        return _rotate(tokens, self.matrix.T)
 
     def inverse(self, tokens: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
-        return rotate(tokens, self.matrix)
+        return _rotate(tokens, self.matrix)
 
     @torch.no_grad()
     def fit(
@@ -151,24 +146,15 @@ class ChannelBasis(nn.Module):
         patch_size: int,  # p
         kind: str,  # "pixels", "pca" or "luma-chroma"
     ) -> "ChannelBasis":
-        """Choose the rotation from training images.
-
-        Raises ValueError if their patches have not as many channels as the basis, for an unknown kind, or for
-        luma-chroma without RGB.
-        """
+        "Choose the rotation from training images. Raises ValueError if their patches do not fit, or the kind is unknown or needs RGB."
         samples = patchify(images, patch_size).flatten(0, 1).cpu().double()  # not every GPU has float64
         channels = samples.shape[1]
         if channels != len(self.matrix):
             raise ValueError(f"patches of these images have {channels} channels, this basis {len(self.matrix)}; make a ChannelBasis({channels})")
-        if kind == "pixels":
-            matrix = torch.eye(channels)
-        elif kind == "pca":
-            matrix = principal_components(samples)
-        elif kind == "luma-chroma":
-            if images.shape[1] != 3:
-                raise ValueError(f"basis 'luma-chroma' needs RGB images, these have {images.shape[1]} channels; use 'pca' or 'pixels'")
-            matrix = luma_chroma_components(samples)
-        else:
+        if kind not in ("pixels", "pca", "luma-chroma"):
             raise ValueError(f"unknown channel basis {kind!r}; choose 'pixels', 'pca' or 'luma-chroma'")
-        self.matrix.copy_(matrix)
+        if kind == "luma-chroma" and images.shape[1] != 3:
+            raise ValueError(f"basis 'luma-chroma' needs RGB images, these have {images.shape[1]} channels; use 'pca' or 'pixels'")
+        choose = {"pixels": lambda _: torch.eye(channels), "pca": principal_components, "luma-chroma": _luma_chroma_components}[kind]
+        self.matrix.copy_(choose(samples))
         return self

@@ -1,62 +1,29 @@
 "The `farmer` command as its users meet it: what it prints, writes and says about mistakes."
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
+from helpers import SMALL_RUN, farmer_process, mistake, photos, read_image
 
-from farmer.cli import PRESETS, explorer_notebook, main, parse, text_images
+from farmer import Farmer, Student, __main__, load_dataset
+from farmer.checkpoints import checkpoints
+from farmer.cli import _PAGE, _explorer_notebook, main, parse
+from farmer.data import IMAGE_SIZES
+from farmer.demo import text_images
 from farmer.evaluation import EvaluationConfig, manifest
-from farmer.model import Farmer
-from farmer.training import checkpoints, read_log
-
-SMALL = "--flow-blocks 1 --flow-width 32 --prior-layers 1 --prior-width 32 --batch-size 8 --evaluation-images 20".split()
-
-
-def read_image(path) -> torch.Tensor:  # (C, H, W) uint8
-    return pil_to_tensor(Image.open(path))
-
-
-def farmer(*arguments, **options):
-    "The command in a process of its own. Jobs in the background of a shell ignore Ctrl-C and pass that on, hence the reset."
-    return subprocess.Popen(
-        [sys.executable, "-m", "farmer.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
-    )  # fmt: skip
-
-
-def photos(folder, per_class=12):
-    "Two classes of small colour pictures: reddish and bluish noise."
-    generator = np.random.default_rng(0)
-    for name, channel in (("red", 0), ("blue", 2)):
-        (folder / name).mkdir(parents=True)
-        for index in range(per_class):
-            pixels = generator.integers(0, 60, (20, 24, 3), dtype=np.uint8)
-            pixels[..., channel] += 150
-            Image.fromarray(pixels).save(folder / name / f"{index:02}.png")
-    return folder
-
-
-def mistake(capsys, *arguments) -> str:
-    with pytest.raises(SystemExit) as exit:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr().err
-    *progress, error = printed.splitlines()
-    assert exit.value.code == 2 and error.startswith("farmer: ") and "Traceback" not in printed
-    assert all("step/s" in line for line in progress if line)  # nothing else but the progress bar
-    return error
+from farmer.presets import PRESETS
+from farmer.training import read_log
 
 
 def test_train_resume_and_sample_on_a_folder_of_images(tmp_path, capsys):
     data, run = photos(tmp_path / "photos"), tmp_path / "run"
-    arguments = ["train", "glyphs-field", "--data", str(data), "--folder", str(run), "--steps", "6", "--save-every", "3", "--evaluate-every", "6", *SMALL]
+    arguments = ["train", "glyphs-field", "--data", str(data), "--folder", str(run), "--steps", "6", "--save-every", "3", "--evaluate-every", "6", *SMALL_RUN]
     main(arguments)
     printed = capsys.readouterr().out
     assert "22 training images" in printed and "bits/dim, standard error" in printed and f"next: farmer sample {run / 'model'}" in printed
@@ -76,10 +43,10 @@ def test_train_resume_and_sample_on_a_folder_of_images(tmp_path, capsys):
 
 def test_killed_and_interrupted_runs_go_on(tmp_path):
     run = tmp_path / "run"
-    arguments = ["train", "digits", "--folder", run, "--steps", "30", "--save-every", "1", "--evaluate-every", "30", "--device", "cpu", *SMALL]
+    arguments = ["train", "digits", "--folder", run, "--steps", "30", "--save-every", "1", "--evaluate-every", "30", "--device", "cpu", *SMALL_RUN]
     for stop, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         before = len(checkpoints(run)) and int(checkpoints(run)[-1].stem[5:])
-        process = farmer(*arguments)
+        process = farmer_process(*arguments)
         while process.poll() is None and not (checkpoints(run) and int(checkpoints(run)[-1].stem[5:]) > before + 2):
             time.sleep(0.01)
         process.send_signal(stop)
@@ -87,10 +54,10 @@ def test_killed_and_interrupted_runs_go_on(tmp_path):
         assert process.returncode == status, errors
     assert "training and evaluations go on where they stopped when the same command is given again" in errors
     reached = int(checkpoints(run)[-1].stem[5:])
-    process = farmer(*arguments)
+    process = farmer_process(*arguments)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and f"going on from step {reached} of 30" in printed, errors
-    whole = farmer(*arguments[:3], tmp_path / "whole", *arguments[4:])
+    whole = farmer_process(*arguments[:3], tmp_path / "whole", *arguments[4:])
     assert whole.communicate(timeout=120) and whole.returncode == 0
     for name in ("model.safetensors", "config.json"):
         assert (run / "model" / name).read_bytes() == (tmp_path / "whole" / "model" / name).read_bytes()
@@ -113,12 +80,15 @@ def test_mistakes_end_with_one_line_and_status_2(tmp_path, capsys):
     assert "patch_size 3 does not divide the image size 8x8" in mistake(capsys, "train", "digits", "--patch-size", "3", "--folder", new)
     for wrong in (0, 4, -1):
         assert "informative_channels" in mistake(capsys, "train", "digits", "--informative-channels", wrong, "--folder", new)
-    assert "steps must be above 0" in mistake(capsys, "train", "digits", "--steps", "0", "--folder", new)
+    assert "steps must be a whole number, 1 or more" in mistake(capsys, "train", "digits", "--steps", "0", "--folder", new)
     assert "needs 3 channels (RGB)" in mistake(capsys, "train", "digits", "--basis", "luma-chroma", "--folder", new)
     assert "no model 'nothing'" in mistake(capsys, "sample", "nothing")
     assert "labels must be" in mistake(capsys, "sample", "digits", "--labels", "12")
-    assert "count must be at least 1" in mistake(capsys, "sample", "digits", "--count", "0")
-    assert "scale of the guidance must be a finite number, 0 or more" in mistake(capsys, "sample", "digits", "--guidance", "-1")
+    assert "solver" in mistake(capsys, "sample", "digits", "--solver", "newton")
+    assert "glyphs-field has no student" in mistake(capsys, "sample", "glyphs-field", "--solver", "student")
+    assert "tolerance" in mistake(capsys, "sample", "digits", "--solver", "jacobi", "--tolerance", "1e-12")
+    assert "count must be a whole number, 1 or more" in mistake(capsys, "sample", "digits", "--count", "0")
+    assert "scale must be a finite number, 0 or more" in mistake(capsys, "sample", "digits", "--guidance", "-1")
     assert "or one of paper-1.1b-p16" in mistake(capsys, "sample", "digits", "--guidance", "much")
     assert "cannot be guided" in mistake(capsys, "sample", "digits", "--labels", "10", "--guidance", "1")
     (tmp_path / "empty").mkdir()
@@ -126,9 +96,46 @@ def test_mistakes_end_with_one_line_and_status_2(tmp_path, capsys):
     assert str(tmp_path / "absent") in mistake(capsys, "train", "glyphs", "--data", tmp_path / "absent", "--folder", new)
 
 
+def test_mistakes_about_models_runs_and_data(tmp_path, capsys):
+    assert "is not the folder of a run" in mistake(capsys, "distill", "digits")
+    assert str(tmp_path / "nothing") in mistake(capsys, "distill", tmp_path / "nothing")
+    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
+    assert "has no model yet" in mistake(capsys, "distill", tmp_path / "unfinished")
+    assert "samples" in mistake(capsys, "evaluate", "digits", "--samples", "0", "--folder", tmp_path)
+    assert "data/imagenet-256" in mistake(capsys, "train", "imagenet256-1.1b-p16", "--device", "cpu")
+    for command in (["evaluate", "--folder", tmp_path], ["explore"]):
+        error = mistake(capsys, command[0], "digits", "--data", "glyphs", *command[1:])
+        assert "(1, 16, 16)" in error and "digits expects (1, 8, 8)" in error
+    assert "no model 'nothing'" in mistake(capsys, "explore", "nothing")
+    assert "port 70000" in mistake(capsys, "explore", "digits", "--port", "70000")
+
+
+def test_a_run_of_other_settings_is_not_resumed(tmp_path, capsys):
+    command = ["train", "digits", "--folder", tmp_path, *SMALL_RUN, "--save-every", "2", "--evaluate-every", "2", "--steps"]
+    main([str(argument) for argument in (*command, "2")])
+    capsys.readouterr()
+    assert "steps" in mistake(capsys, *command, "3")
+
+
 def test_none_is_understood_in_lower_case():
     run = parse(["train", "digits", "--informative-channels", "none", "--device", "none"]).run
     assert run.model.informative_channels is None and run.device is None
+
+
+def test_every_solver_draws_and_is_certified(tmp_path, capsys):
+    "The student of an embedded model, into a folder of its own; then three ways back from the same latents."
+    run = tmp_path / "run"
+    main(["distill", "digits", "--folder", str(run), "--steps", "4", "--save-every", "4", "--evaluate-every", "4", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "distilling digits" in printed and "root mean square error" in printed and f"next: farmer sample {run / 'model'} --solver student" in printed
+    assert Student.from_pretrained(run / "model").training is False
+    images = {}
+    for solver in ("exact", "jacobi", "student"):
+        main(["sample", str(run / "model"), "--solver", solver, "--labels", "7", "--count", "3", "--output", str(tmp_path / f"{solver}.png")])
+        printed = capsys.readouterr().out
+        assert f"solver {solver}: latents reached within" in printed and ("rounds a block" in printed) == (solver == "jacobi")
+        images[solver] = read_image(tmp_path / f"{solver}.png").int()
+    assert (images["jacobi"] - images["exact"]).abs().max() <= 1 < (images["student"] - images["exact"]).abs().max()
 
 
 @pytest.mark.parametrize("guidance", ["2", "paper-1.9b-p8"])
@@ -144,7 +151,7 @@ def test_guided_samples_and_their_report(tmp_path, capsys, guidance):
 def test_a_corrupt_image_is_named(tmp_path, capsys):
     data = photos(tmp_path / "photos")
     (data / "red" / "01.png").write_bytes(b"not an image")
-    error = mistake(capsys, "train", "glyphs-field", "--data", data, "--folder", tmp_path / "run", "--steps", "2", *SMALL)
+    error = mistake(capsys, "train", "glyphs-field", "--data", data, "--folder", tmp_path / "run", "--steps", "2", *SMALL_RUN)
     assert str(data / "red" / "01.png") in error and "delete or replace" in error
 
 
@@ -156,7 +163,7 @@ def test_damaged_model_is_named(tmp_path, capsys):
 
 
 def test_divergence_ends_with_one_line(tmp_path, capsys):
-    error = mistake(capsys, "train", "digits", "--folder", tmp_path, "--learning-rate", "1e30", "--warmup-steps", "1", "--steps", "20", "--save-every", "1", *SMALL)
+    error = mistake(capsys, "train", "digits", "--folder", tmp_path, "--learning-rate", "1e30", "--warmup-steps", "1", "--steps", "20", "--save-every", "1", *SMALL_RUN)
     assert "step " in error and "last good checkpoint" in error
 
 
@@ -169,13 +176,11 @@ def test_explore_without_its_packages(package, monkeypatch, capsys):
 
 
 def test_explorer_notebook_shows_the_model():
-    [title, cell] = json.loads(explorer_notebook("runs/it's/model", None))["cells"]
+    [title, cell] = json.loads(_explorer_notebook("runs/it's/model", None))["cells"]
     assert title["cell_type"] == "markdown" and cell["source"].endswith("""explore("runs/it's/model", None)""")
 
 
 def test_presets_fit_their_data():
-    from farmer.data import IMAGE_SIZES, load_dataset
-
     for name in IMAGE_SIZES.keys() - {"mnist", "cifar10"}:  # all that need no download
         preset = PRESETS[name]
         data = load_dataset(preset.data)
@@ -189,6 +194,23 @@ def test_text_images_pair_rows_of_pixels():
     assert coloured.count("▀") == 6 and "\x1b[38;5;255;48;5;232m" in coloured
 
 
+@pytest.mark.parametrize("before, after", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(before, after):
+    with mock.patch("farmer.cli.main"), mock.patch.dict(os.environ, before, clear=True):
+        __main__.main()
+        assert os.environ["OMP_WAIT_POLICY"] == after
+
+
+def test_that_is_said_before_torch_is_loaded():
+    code = "import sys, farmer.__main__; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_the_page_finds_its_template():
+    assert json.loads((_PAGE / "voila" / "templates" / "farmer" / "conf.json").read_text())["base_template"] == "lab"
+    assert "left-out" in (_PAGE / "voila" / "templates" / "farmer" / "index.html.j2").read_text()
+
+
 # --- Large data and large models
 
 
@@ -199,7 +221,7 @@ def test_prepare_then_train_then_compare_both_weights(tmp_path, capsys):
         main(prepare)
         printed = capsys.readouterr().out
         assert "22 images in 3 shards" in printed and "2 images in 1 shards" in printed and f"--data {shards}" in printed
-    main(["train", "glyphs-field", "--data", str(shards), "--folder", str(run), "--steps", "6", "--save-every", "3", "--evaluate-every", "6", *SMALL])
+    main(["train", "glyphs-field", "--data", str(shards), "--folder", str(run), "--steps", "6", "--save-every", "3", "--evaluate-every", "6", *SMALL_RUN])
     kinds = {}
     for name in ("model", "latest"):
         described = manifest(Farmer.from_pretrained(run / name), run / name, str(shards), EvaluationConfig())
@@ -216,7 +238,7 @@ def test_prepare_says_what_is_wrong(tmp_path, capsys):
     main(["prepare", str(data), str(tmp_path / "out"), "--image-size", "16", "--workers", "0"])
     capsys.readouterr()
     assert "image_size was 16, now 20" in mistake(capsys, "prepare", data, tmp_path / "out", "--image-size", "20", "--workers", "0")
-    assert "16" in mistake(capsys, "train", "glyphs-field", "--data", tmp_path / "out", "--image-shape", "3", "20", "20", "--folder", tmp_path / "run", *SMALL)
+    assert "16" in mistake(capsys, "train", "glyphs-field", "--data", tmp_path / "out", "--image-shape", "3", "20", "20", "--folder", tmp_path / "run", *SMALL_RUN)
 
 
 def test_presets_of_the_paper():
@@ -225,8 +247,8 @@ def test_presets_of_the_paper():
         import re
         from pathlib import Path
         import torch
-        from farmer.cli import PRESETS
-        from farmer.model import Farmer
+        from farmer import Farmer
+        from farmer.presets import PRESETS
         with torch.device("meta"):
             model = Farmer(PRESETS["imagenet256-1.9b-p8"].model)
             paper = {size: Farmer(PRESETS[f"imagenet256-{size}-p16"].model) for size in ("1.1b", "1.9b")}

@@ -11,25 +11,25 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from helpers import complaint, mistake, seeded
 from torch.testing import assert_close
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torchmetrics.image.fid import _compute_fid
 
+from farmer import Farmer, FarmerConfig, Jacobi, Student, load_dataset
 from farmer.cli import main
-from farmer.data import load_dataset
 from farmer.evaluation import (
-    EvaluationConfig, FeatureStatistics, Features, Inception, Reference, draw_samples, eight_bit, evaluate, extract, frechet_distance,
-    image_factors, inception_score, manifest, neighbour_radii, precision_recall, probes, read_reference, sample_figures, train_classifier,
-    write_arrays,
+    EvaluationConfig, FeatureStatistics, Features, Inception, Reference, _neighbour_radii, _write_arrays, draw_samples, evaluate, extract,
+    frechet_distance, inception_score, inverse_by_name, manifest, precision_recall, read_reference, sample_figures, train_classifier,
+    write_reference,
 )  # fmt: skip
-from farmer.model import Farmer, FarmerConfig
-from farmer.training import evaluate_bits_per_dim
+from farmer.objectives import evaluate_bits_per_dim
 
 
 def correlated(count: int, dimensions: int, seed: int, shift: float = 0.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return torch.randn(count, dimensions, generator=generator) @ torch.randn(dimensions, dimensions, generator=generator) + shift
 
 
@@ -58,14 +58,11 @@ def test_frechet_distance_of_known_gaussians():
 
 
 def test_statistics_refuse_what_they_cannot_describe():
-    with pytest.raises(ValueError, match="40 images for 40 features.*more than 40"):
-        FeatureStatistics.of(torch.randn(40, 40))
+    complaint(ValueError, lambda: FeatureStatistics.of(torch.randn(40, 40)), "40 images for 40 features", "more than 40")
     broken = torch.randn(50, 4)
     broken[3, 1], broken[7] = math.nan, math.inf
-    with pytest.raises(ValueError, match="2 of 50 images"):
-        FeatureStatistics.of(broken)
-    with pytest.raises(ValueError, match="4 and of 5"):
-        frechet_distance(FeatureStatistics.of(torch.randn(50, 4)), FeatureStatistics.of(torch.randn(50, 5)))
+    complaint(ValueError, lambda: FeatureStatistics.of(broken), "2 of 50 images")
+    complaint(ValueError, lambda: frechet_distance(*(FeatureStatistics.of(torch.randn(50, size)) for size in (4, 5))), "4 and of 5")
 
 
 @pytest.mark.parametrize("count, splits", [(1000, 10), (1003, 10), (77, 1), (10, 10)])
@@ -77,8 +74,7 @@ def test_inception_score_is_that_of_others(count, splits):
 
 
 def test_inception_score_refuses_more_splits_than_images():
-    with pytest.raises(ValueError, match="9 images in 10 splits"):
-        inception_score(torch.randn(9, 3))
+    complaint(ValueError, lambda: inception_score(torch.randn(9, 3)), "9 images in 10 splits")
 
 
 def brute_force(real: np.ndarray, generated: np.ndarray, neighbours: int) -> tuple[float, float]:
@@ -101,9 +97,8 @@ def test_precision_and_recall_over_several_blocks():
     "Distances are computed a thousand rows at a time; the split must not show."
     points = correlated(2100, 3, 5)
     whole = torch.cdist(points.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(math.inf)
-    assert_close(neighbour_radii(points, 3), whole.kthvalue(3, dim=1).values.square(), rtol=1e-6, atol=1e-9)
-    with pytest.raises(ValueError, match="3 images have no 3 neighbours"):
-        precision_recall(points[:3], points)
+    assert_close(_neighbour_radii(points, 3), whole.kthvalue(3, dim=1).values.square(), rtol=1e-6, atol=1e-9)
+    complaint(ValueError, lambda: precision_recall(points[:3], points), "3 images have no 3 neighbours")
 
 
 def test_batches_of_any_size_give_the_same_figures():
@@ -184,8 +179,7 @@ def test_an_interrupted_evaluation_ends_the_same(arguments, tmp_path, monkeypatc
 def test_another_evaluations_samples_are_refused(arguments, tmp_path):
     evaluate(*arguments, SMALL, tmp_path, see)
     for changed in (replace(SMALL, guidance=1.0), replace(SMALL, seed=1), replace(SMALL, solver="student")):
-        with pytest.raises(ValueError, match="another evaluation.*another folder"):
-            evaluate(*arguments, changed, tmp_path, see)
+        complaint(ValueError, lambda: evaluate(*arguments, changed, tmp_path, see), "another evaluation", "another folder")
 
 
 def test_images_that_are_not_finite_are_counted(arguments, tmp_path, monkeypatch):
@@ -226,27 +220,50 @@ def test_the_density_of_noised_images_is_told_apart(arguments, tmp_path):
     row = report["density of noised held-out images"]
     model, held_out = arguments[0], arguments[4]
     images, labels = held_out.batch(range(len(held_out)))
-    noisy = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(9))
+    noisy = images + 0.1 * torch.randn(images.shape, generator=seeded(9))
     with torch.no_grad():
         other = model.log_prob(noisy, labels) / 64
     assert row["noise"] == 0.1 and row["images"] == 360 and row["nats/dim"] == pytest.approx(other.mean().item(), abs=4 * row["standard error"])
-    for wrong in (-0.1, math.nan, math.inf):
-        with pytest.raises(ValueError, match="noise"):
-            replace(SMALL, noise=wrong)
+
+
+@pytest.mark.parametrize("field, wrong", [
+    ("samples", 0), ("samples", 1.5), ("chunk", 0), ("draws", 0), ("noise", -0.1), ("noise", math.nan), ("noise", math.inf), ("seed", -1), ("solver", "fast"),
+])  # fmt: skip
+def test_every_wrong_field_is_named(field, wrong):
+    complaint(ValueError, lambda: EvaluationConfig(**{field: wrong}), field, repr(wrong))
+
+
+def test_ways_back_have_names(tmp_path):
+    assert inverse_by_name("exact", "digits") is None and isinstance(inverse_by_name("student", "digits"), Student)
+    found = inverse_by_name("jacobi", "digits", 1e-3)
+    assert isinstance(found, Jacobi) and found.tolerance == 1e-3
+    complaint(ValueError, lambda: inverse_by_name("fast", "digits"), "exact, jacobi or student", "'fast'")
+    complaint(FileNotFoundError, lambda: inverse_by_name("student", "glyphs-field"), "glyphs-field has no student")
+
+
+@pytest.mark.parametrize("solver", ["jacobi", "student"])
+def test_samples_come_by_the_way_back_that_is_named(arguments, tmp_path, solver):
+    exact, other = (evaluate(*arguments, replace(SMALL, solver=name), tmp_path / name, see) for name in ("exact", solver))
+    assert (exact["samples"] == other["samples"]) == (solver == "jacobi")  # which differs by less than a level
+    assert other["manifest"]["settings"]["solver"] == solver and (other["manifest"]["student sha256"] is None) == (solver == "jacobi")
+    images, labels, _ = draw_samples(arguments[0], replace(SMALL, solver=solver), tmp_path / "again", 17, "x", inverse_by_name(solver, "digits"))
+    with np.load(tmp_path / solver / "samples.npz") as file:
+        assert np.array_equal(file["arr_0"][..., 0], (images[:, 0] * (255 / 16)).round()) and np.array_equal(file["arr_1"], labels)
 
 
 def test_too_few_samples_are_refused_before_any_is_drawn(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(arguments[0], "sample", None)
-    with pytest.raises(ValueError, match="8 samples for 8 features"):
-        evaluate(*arguments, replace(SMALL, samples=8), tmp_path, see)
+    complaint(ValueError, lambda: evaluate(*arguments, replace(SMALL, samples=8), tmp_path, see), "8 samples for 8 features")
     assert not list(tmp_path.iterdir())
 
 
 PROCESS = """
-import sys
+import json, sys
 from datetime import timedelta
 import torch.distributed as distributed
-from test_evaluation import *
+from farmer import Farmer, load_dataset
+from farmer.evaluation import evaluate
+from test_evaluation import SMALL, see
 
 rank, ranks, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
@@ -285,7 +302,7 @@ def inception_weights(tmp_path_factory):
 
 
 def test_inception_sees_what_torch_fidelity_sees(inception_weights):
-    values = torch.randint(256, (2, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    values = torch.randint(256, (2, 3, 20, 20), dtype=torch.uint8, generator=seeded())
     theirs = FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_weights))
     found = Inception(inception_weights)(values.float() / 127.5 - 1)
     for ours, other in zip((found.pooled, found.logits), theirs(values)):
@@ -297,18 +314,14 @@ def test_inception_sees_what_torch_fidelity_sees(inception_weights):
 
 def test_inception_says_where_its_weights_belong(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="download weights-inception.*put it there"):
-        Inception()
+    complaint(FileNotFoundError, Inception, "download weights-inception", "put it there")
     (tmp_path / "junk.pth").write_bytes(b"junk")
-    with pytest.raises(ValueError, match="download .* again"):
-        Inception(tmp_path / "junk.pth")
-    with pytest.raises(SystemExit) as caught:
-        main(["evaluate", "digits", "--inception", str(tmp_path / "missing.pth"), "--folder", str(tmp_path / "out")])
-    assert caught.value.code == 2 and "missing.pth" in capsys.readouterr().err.splitlines()[-1]
+    complaint(ValueError, lambda: Inception(tmp_path / "junk.pth"), "download", "again")
+    assert "missing.pth" in mistake(capsys, "evaluate", "digits", "--inception", tmp_path / "missing.pth", "--folder", tmp_path / "out")
 
 
 def photographs(count: int, seed: int = 0, size: int = 6) -> torch.Tensor:
-    return torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=seeded(seed))
 
 
 def look(images: torch.Tensor) -> Features:
@@ -319,13 +332,13 @@ def look(images: torch.Tensor) -> Features:
 def test_reference_files_are_read_as_adm_writes_them(tmp_path):
     values = photographs(200)
     features = look(values.float() / 127.5 - 1)
-    write_arrays(tmp_path / "plain.npz", arr_0=eight_bit(values, 256))
+    write_reference(tmp_path / "plain.npz", values, 256, torch.zeros(200))
     plain = read_reference(tmp_path / "plain.npz", look, (3, 6, 6))
     assert_close(plain.pooled, features.pooled)
     assert_close(plain.spatial.covariance, FeatureStatistics.of(features.spatial).covariance)
     rng = np.random.default_rng(0)
     given = {"mu": rng.normal(size=5), "sigma": np.diag(rng.random(5)), "mu_s": rng.normal(size=6), "sigma_s": np.diag(rng.random(6))}
-    write_arrays(tmp_path / "full.npz", arr_0=eight_bit(values, 256), **given)
+    _write_arrays(tmp_path / "full.npz", arr_0=values.permute(0, 2, 3, 1).numpy(), **given)
     full = read_reference(tmp_path / "full.npz", look, (3, 6, 6))
     assert_close(full.pooled, features.pooled)
     for key, found in (("mu", full.statistics.mean), ("sigma", full.statistics.covariance), ("mu_s", full.spatial.mean), ("sigma_s", full.spatial.covariance)):
@@ -339,19 +352,17 @@ def test_reference_files_are_read_as_adm_writes_them(tmp_path):
     ("junk", "needs arr_0"), ("floats", "8-bit"),
 ])  # fmt: skip
 def test_bad_references_are_refused(tmp_path, problem, words):
-    path, arrays = tmp_path / "reference.npz", {"arr_0": eight_bit(photographs(20), 256)}
-    changes = {"size": {"arr_0": eight_bit(photographs(20, size=8), 256)}, "features": {"mu": np.zeros(7), "sigma": np.eye(7)},
-               "floats": {"arr_0": eight_bit(photographs(20), 256).astype(float)}}  # fmt: skip
-    arrays |= changes.get(problem, {})
+    path, of_size = tmp_path / "reference.npz", lambda size: photographs(20, size=size).permute(0, 2, 3, 1).numpy()
+    arrays = {"arr_0": of_size(8 if problem == "size" else 6).astype(float if problem == "floats" else np.uint8)}
+    if problem == "features":
+        arrays |= {"mu": np.zeros(7), "sigma": np.eye(7)}
     if problem == "layout":
         arrays = {"images": arrays["arr_0"]}
     if problem == "junk":
         path.write_bytes(b"junk")
     elif problem != "missing":
-        write_arrays(path, **arrays)
-    with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
-        read_reference(path, look, (3, 6, 6))
-    assert "\n" not in str(caught.value)
+        _write_arrays(path, **arrays)
+    complaint(FileNotFoundError if problem == "missing" else ValueError, lambda: read_reference(path, look, (3, 6, 6)), words)
 
 
 def test_samples_are_kept_in_adms_layout(arguments, tmp_path):
@@ -365,38 +376,16 @@ def test_samples_are_kept_in_adms_layout(arguments, tmp_path):
 
 
 def test_evaluation_against_a_reference_file(arguments, tmp_path):
-    images, _ = arguments[4].batch(range(360))
+    images, labels = arguments[4].batch(range(360))
     path = tmp_path / "reference.npz"
-    write_arrays(path, arr_0=eight_bit((images * 8 + 8).to(torch.uint8), 17))
+    write_reference(path, (images * 8 + 8).to(torch.uint8), 17, labels)
     with_file = evaluate(*arguments, SMALL, tmp_path / "file", see, path)
     without = evaluate(*arguments, SMALL, tmp_path / "data", see)
     assert with_file["samples"]["Frechet distance"] == pytest.approx(without["samples"]["Frechet distance"], rel=0.02)
     assert len(with_file["manifest"]["reference sha256"]) == 64 and without["manifest"]["reference sha256"] is None
 
 
-# --- Probes
-
-
-def test_factors_of_a_known_image():
-    images = -torch.ones(2, 3, 8, 8)
-    images[0, :, 0, 0] = 1  # white, in the corner
-    images[1, 0, 4:, 4:] = 1  # red, in the lower right quarter
-    factors = image_factors(images)
-    assert_close(factors["position"][0], torch.tensor([-1.0, -1.0]))
-    assert_close(factors["position"][1], torch.tensor([4 / 7, 4 / 7]))
-    assert_close(factors["stroke"][:, 0], torch.tensor([2 / 64, 16 * 2 / 3 / 64]))
-    assert_close(factors["colour"][0], torch.zeros(32), rtol=0, atol=1e-6)
-    red = factors["colour"][1].view(2, 4, 4)
-    assert_close(red[:, 3, 3], torch.tensor([2 / 2**0.5, 2 / 6**0.5]))
-    assert_close(red[:, :2], torch.zeros(2, 2, 4), rtol=0, atol=1e-6)  # no colour above it
-    assert "colour" not in image_factors(images[:, :1])
-
-
-def test_probes_read_what_is_there():
-    data = "glyphs-field"
-    table = probes(Farmer.from_pretrained(data), load_dataset(data, "train"), load_dataset(data, "test"), images=1500)
-    assert table["position"]["informative"] > 0.8 > 0.5 > table["position"]["redundant"]
-    assert table["colour"]["redundant"] > 0.8 > 0.3 > table["colour"]["informative"] and table["colour"]["pixels"] > 0.95
+# --- The command
 
 
 def test_evaluate_on_the_command_line(tmp_path, capsys):
@@ -406,7 +395,4 @@ def test_evaluate_on_the_command_line(tmp_path, capsys):
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["manifest"]["settings"]["samples"] == 100 and report["samples"]["images"] == 100
     for wrong, word in ((["--samples", "0"], "samples"), (["--data", "glyphs"], "images"), (["--guidance", "much"], "guidance")):
-        with pytest.raises(SystemExit) as caught:
-            main(["evaluate", "digits", "--folder", str(tmp_path / "new"), *wrong])
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert caught.value.code == 2 and error.startswith("farmer: ") and word in error
+        assert word in mistake(capsys, "evaluate", "digits", "--folder", tmp_path / "new", *wrong)

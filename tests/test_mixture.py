@@ -1,21 +1,21 @@
-"What samples, temperatures, errors, extreme inputs and the head do; the exactness of log_prob is tested in test_exactness.py."
+"What samples, changed mixtures, errors, extreme inputs and the head do; the exactness of log_prob is tested in test_exactness.py."
 import math
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from farmer.mixture import GaussianMixture, MixtureHead, broadcast_distances, component_distances, shared_distances
+from farmer.mixture import GaussianMixture, MixtureHead
+from helpers import normal, seeded
 
 
-def random_mixture(batch=(), components=4, dimensions=3, seed=0, dtype=torch.float32, log_scale=-1.0) -> GaussianMixture:
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*batch, *shape, generator=generator, dtype=dtype)
-    return GaussianMixture(draw(components), draw(components, dimensions), log_scale + 0.3 * draw(components, dimensions))
+def random_mixture(batch=(), components=4, dimensions=3, dtype=torch.float32, log_scale=-1.0) -> GaussianMixture:
+    logits, mean, noise = (normal(*batch, *shape, seed=seed, dtype=dtype) for seed, shape in enumerate(((components,), *((components, dimensions),) * 2)))
+    return GaussianMixture(logits, mean, log_scale + 0.3 * noise)
 
 
-def random(*shape, seed=1, dtype=torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+def random(*shape, dtype=torch.float32) -> torch.Tensor:
+    return normal(*shape, seed=9, dtype=dtype)
 
 
 # --- Sampling
@@ -29,7 +29,7 @@ def test_mean_and_covariance_of_samples(batch):
     centred = mean - expected_mean.unsqueeze(-2)
     within = torch.diag_embed((weight * mixture.component_log_scale.exp().square()).sum(-2))
     expected_covariance = within + centred.mT @ (weight * centred)
-    values = mixture.sample((draws,), torch.Generator().manual_seed(0))
+    values = mixture.sample((draws,), seeded(0))
     residual = values - expected_mean
     covariance = torch.einsum("n...i,n...j->...ij", residual, residual) / draws
     spread = expected_covariance.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -44,7 +44,7 @@ def test_component_frequencies_and_spreads():
     logits, draws = torch.tensor([0.0, 1.0, -1.0, -40.0]), 40_000
     mean = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
     log_scale = torch.tensor([[-1.0, -2.0], [-3.0, 0.0], [-0.5, -0.5], [0.0, 0.0]])
-    values = GaussianMixture(logits, mean, log_scale).sample((draws,), torch.Generator().manual_seed(0))
+    values = GaussianMixture(logits, mean, log_scale).sample((draws,), seeded(0))
     component = (values.unsqueeze(1) - mean).square().sum(-1).argmin(1)  # ten deviations apart: no doubt who drew it
     counts, expected = torch.bincount(component, minlength=4), draws * logits.softmax(0)
     assert counts[3] == 0
@@ -58,12 +58,12 @@ def test_component_frequencies_and_spreads():
 def test_every_mixture_of_a_batch_draws_from_itself():
     mean = torch.arange(24.0).view(2, 3, 1, 4) * 100
     mixture = GaussianMixture(torch.zeros(2, 3, 1), mean, torch.zeros(2, 3, 1, 4))
-    values = mixture.sample((5, 7), torch.Generator().manual_seed(0))
+    values = mixture.sample((5, 7), seeded(0))
     assert (values - mean[:, :, 0]).abs().max() < 10
 
 
 def test_shared_mixture_gives_every_token_its_own_draw():
-    values = random_mixture((2, 1)).sample((50,), torch.Generator().manual_seed(0))
+    values = random_mixture((2, 1)).sample((50,), seeded(0))
     assert values.shape == (50, 2, 1, 3)
     assert len(values[:, 0, 0].unique(dim=0)) == 50
     assert not torch.isclose(values[:, 0], values[:, 1]).all(-1).any()
@@ -73,17 +73,17 @@ def test_shared_mixture_gives_every_token_its_own_draw():
 @pytest.mark.parametrize("sample_shape", [(), (1,), (5,), (5, 4), torch.Size([2])])
 def test_sample_shapes(batch, sample_shape):
     mixture = random_mixture(batch, dtype=torch.float64)
-    values = mixture.sample(sample_shape, torch.Generator().manual_seed(0))
+    values = mixture.sample(sample_shape, seeded(0))
     assert values.shape == (*sample_shape, *batch, 3) and values.dtype == torch.float64
     assert mixture.batch_shape == batch and mixture.event_shape == (3,)
 
 
 def test_a_generator_decides_the_samples():
     mixture = random_mixture((4,))
-    first, again, other = (mixture.sample((6,), torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    first, again, other = (mixture.sample((6,), seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.isclose(first, other).any()
     state = torch.get_rng_state()
-    mixture.sample((6,), torch.Generator().manual_seed(3))
+    mixture.sample((6,), seeded(3))
     assert torch.equal(state, torch.get_rng_state())  # the global state is left alone
     torch.manual_seed(3)
     assert torch.equal(mixture.sample((6,)), first)  # and decides when no generator is given
@@ -113,7 +113,7 @@ def test_a_temperature_changes_its_own_parameter_only():
 
 
 def test_limits_of_the_temperatures():
-    mixture, generator = random_mixture(), torch.Generator().manual_seed(0)
+    mixture, generator = random_mixture(), seeded(0)
     cold = mixture.tempered(weight_temperature=1e-3)
     heaviest = mixture.logits.argmax()
     assert cold.logits.softmax(-1)[heaviest] == 1
@@ -130,6 +130,54 @@ def test_limits_of_the_temperatures():
 def test_temperatures_must_be_positive(temperatures):
     with pytest.raises(ValueError, match="temperatures must be above 0, got"):
         random_mixture().tempered(*temperatures)
+
+
+# --- Parts of a mixture, and other variances
+
+
+@pytest.mark.parametrize("index", [0, -1, slice(1, None), (slice(None), 2), (0, 2), (..., 1), (slice(None), None), [0, 1], (torch.tensor([0, 1]), [2, 0])])
+def test_an_index_picks_mixtures_of_the_batch(index):
+    mixture = random_mixture((2, 3), 3, 3)  # as many components and dimensions as mixtures: a slip would still have a shape
+    picked = mixture[index]
+    places = torch.arange(6).view(2, 3)[index]
+    assert picked.batch_shape == places.shape
+    for name in ("logits", "component_mean", "component_log_scale"):
+        assert torch.equal(getattr(picked, name), getattr(mixture, name).flatten(0, 1)[places])
+
+
+def test_masks_and_too_many_indices():
+    mixture, mask = random_mixture((2, 3)), torch.tensor([[True, False, True], [False, False, True]])
+    assert torch.equal(mixture[mask].log_prob(random(3)), mixture.log_prob(random(3))[mask])
+    for index in ((0, 1, 2), (..., 0, 1, 2)):
+        with pytest.raises(IndexError):
+            mixture[index]
+
+
+def test_channels_are_the_marginal():
+    mixture, value = random_mixture((2,), dtype=torch.float64), random(2, 3, dtype=torch.float64)
+    side = torch.linspace(-20, 20, 4001, dtype=torch.float64)
+    everywhere = value[:, [2, 1, 0]].expand(4001, 2, 3).clone()
+    everywhere[..., 1] = side[:, None]
+    integrated = torch.trapezoid(mixture.log_prob(everywhere).exp(), side, dim=0)
+    assert_close(mixture.channels([2, 0]).log_prob(value[:, [0, 2]]).exp(), integrated)
+
+
+def test_a_variance_factor_scales_every_component():
+    mixture = random_mixture()
+    wide = mixture.scaled(4)
+    assert_close(wide.component_log_scale.exp(), 2 * mixture.component_log_scale.exp())
+    assert wide.logits is mixture.logits and wide.component_mean is mixture.component_mean
+    assert torch.equal(mixture.scaled(1).component_log_scale, mixture.component_log_scale)
+    # The same generator chooses the same components and the same noise, whatever the factor; 0 leaves their means.
+    none, one, four = (mixture.scaled(factor).sample((50,), seeded()) for factor in (0, 1, 4))
+    assert_close(four - none, 2 * (one - none))
+    assert (none[:, None] == mixture.component_mean).all(-1).any(-1).all()
+
+
+@pytest.mark.parametrize("factor", [-1, math.inf, math.nan])
+def test_variance_factors_that_make_no_sense_are_refused(factor):
+    with pytest.raises(ValueError, match="the factor of the variance must be 0 or more and finite, got"):
+        random_mixture().scaled(factor)
 
 
 # --- Errors
@@ -185,8 +233,6 @@ def test_components_of_no_weight_do_no_harm():
 )
 def test_shared_mixtures_with_any_leading_dimensions(batch, values):
     mixture, value = random_mixture(batch, dtype=torch.float64), random(*values, 3, dtype=torch.float64)
-    expected = broadcast_distances(value, mixture.component_mean, mixture.component_log_scale)
-    assert_close(component_distances(value, mixture.component_mean, mixture.component_log_scale), expected, rtol=0, atol=1e-10)
     full_shape = torch.broadcast_shapes(batch, values)
     logits = mixture.logits.expand(*full_shape, 4)
     mean, log_scale = (p.expand(*full_shape, 4, 3) for p in (mixture.component_mean, mixture.component_log_scale))
@@ -264,13 +310,6 @@ def test_head_answers_in_float32_under_autocast(shared):
 def test_head_keeps_float64():
     predicted = MixtureHead(16, 4, 3).double()(torch.randn(2, 16, dtype=torch.float64))
     assert predicted.log_prob(torch.randn(2, 3, dtype=torch.float64)).dtype == torch.float64
-
-
-def test_shared_distances_are_what_the_name_says():
-    value, mixture = random(7, 3, dtype=torch.float64), random_mixture(dtype=torch.float64)
-    distances = shared_distances(value, mixture.component_mean, mixture.component_log_scale)
-    expected = ((value[:, None] - mixture.component_mean) / mixture.component_log_scale.exp()).square().sum(-1)
-    assert_close(distances, expected, rtol=0, atol=1e-10)
 
 
 def test_values_of_no_dimensions_can_be_drawn():

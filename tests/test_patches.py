@@ -10,23 +10,19 @@ from torch.testing import assert_close
 
 from farmer.data import load_dataset, to_images, to_levels
 from farmer.patches import (
-    LUMA_CHROMA, ChannelBasis, add_gaussian_noise, bits_per_dimension, cosine_schedule, dequantize, luma_chroma_components,
+    LUMA_CHROMA, ChannelBasis, add_gaussian_noise, bits_per_dimension, cosine_schedule, dequantize, _luma_chroma_components,
     patchify, principal_components, unpatchify,
 )  # fmt: skip
+from helpers import complaint, normal, seeded
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def random_images(count: int, shape: tuple[int, int, int], levels: int = 32) -> torch.Tensor:
+    return to_images(torch.randint(levels, (count, *shape), generator=seeded()), levels)
 
 
-def random_images(count: int, shape: tuple[int, int, int], levels: int = 32, seed: int = 0) -> torch.Tensor:
-    return to_images(torch.randint(levels, (count, *shape), generator=seeded(seed)), levels)
-
-
-def smooth_images(count: int, size: int = 8, seed: int = 0) -> torch.Tensor:
+def smooth_images(count: int) -> torch.Tensor:  # (count, 3, 8, 8)
     "RGB images whose neighbouring pixels resemble each other, so that their principal components are well separated."
-    noise = torch.randn(count, 3, size + 2, size + 2, generator=seeded(seed))
-    blurred = torch.nn.functional.avg_pool2d(noise, 3, stride=1)
+    blurred = torch.nn.functional.avg_pool2d(normal(count, 3, 10, 10), 3, stride=1)
     return torch.einsum("ab,nbhw->nahw", torch.tensor([[0.5, 0.2, 0.1], [0.4, -0.1, 0.2], [0.3, 0.1, -0.4]]), blurred)
 
 
@@ -48,20 +44,23 @@ def test_dequantised_values_stay_in_their_bin_and_fill_it_evenly(levels):
     assert same.double().mean() > 1 - 1e-4  # a value on the very edge may be rounded to the other side
 
 
-def test_noise_comes_from_the_generator_alone():
+def test_noise_comes_from_the_generator_or_from_numbers_drawn_before():
     images = random_images(4, (3, 4, 4))
-    for noise in (lambda g: dequantize(images, 32, g), lambda g: add_gaussian_noise(images, 0.1, g)):
-        first = noise(seeded(3))
+    for noise, draw in ((lambda **o: dequantize(images, 32, **o), torch.rand), (lambda **o: add_gaussian_noise(images, 0.1, **o), torch.randn)):
+        first = noise(generator=seeded(3))
         torch.rand(100)
-        assert torch.equal(noise(seeded(3)), first) and not torch.equal(noise(seeded(4)), first)
-        assert not torch.equal(noise(None), noise(None))
+        assert torch.equal(noise(generator=seeded(3)), first) and not torch.equal(noise(generator=seeded(4)), first)
+        assert not torch.equal(noise(), noise())
+        state = torch.get_rng_state()
+        assert torch.equal(noise(numbers=draw(images.shape, generator=seeded(3))), first)
+        assert torch.equal(torch.get_rng_state(), state)  # nothing more was drawn
 
 
-@pytest.mark.parametrize("deviation", [0.005, 0.1])
-def test_gaussian_noise_is_gaussian(deviation):
+@pytest.mark.parametrize("std", [0.005, 0.1])
+def test_gaussian_noise_is_gaussian(std):
     images = random_images(50, (1, 20, 20)).double()
-    noise = (add_gaussian_noise(images, deviation, seeded(1)) - images).flatten().numpy()
-    assert stats.kstest(noise / deviation, "norm").statistic < 1.95 / math.sqrt(len(noise))
+    noise = (add_gaussian_noise(images, std, seeded(1)) - images).flatten().numpy()
+    assert stats.kstest(noise / std, "norm").statistic < 1.95 / math.sqrt(len(noise))
     assert torch.equal(add_gaussian_noise(images, 0.0), images)
 
 
@@ -80,7 +79,7 @@ def test_cosine_schedule_ends_middle_and_monotone():
 
 @pytest.mark.parametrize("shape, p", [((1, 8, 8), 2), ((3, 16, 16), 4), ((3, 6, 12), 3), ((2, 4, 8), 4), ((3, 5, 7), 1), ((1, 4, 4), 4)])
 def test_patchify_against_a_loop(shape, p):
-    images = torch.randn(3, *shape, generator=seeded())
+    images = normal(3, *shape)
     channels, height, width = shape
     tokens = patchify(images, p)
     assert tokens.shape == (3, height * width // p**2, channels * p**2)
@@ -93,10 +92,10 @@ def test_patchify_against_a_loop(shape, p):
 
 
 def test_unpatchify_is_the_inverse_from_the_other_side_and_both_pass_gradients():
-    tokens = torch.randn(2, 8, 27, generator=seeded(), requires_grad=True)
+    tokens = normal(2, 8, 27, requires_grad=True)
     images = unpatchify(tokens, 3, (3, 6, 12))
     assert torch.equal(patchify(images, 3), tokens)
-    weight = torch.randn(2, 3, 6, 12, generator=seeded(1))
+    weight = normal(2, 3, 6, 12, seed=1)
     (images * weight).sum().backward()
     assert torch.equal(tokens.grad, patchify(weight, 3))  # a permutation: the gradient of each number is its own weight
 
@@ -106,30 +105,21 @@ def test_an_empty_batch_passes():
     assert unpatchify(torch.zeros(0, 4, 48), 4, (3, 8, 8)).shape == (0, 3, 8, 8)
 
 
-@pytest.mark.parametrize("p", [3, 5, 16, 0, -2])
-def test_patch_sizes_that_do_not_divide(p):
-    with pytest.raises(ValueError, match=f"patch size {p} does not divide the image size 8x8"):
-        patchify(torch.zeros(1, 1, 8, 8), p)
-    with pytest.raises(ValueError, match=f"patch size {p} does not divide the image size 8x8"):
-        unpatchify(torch.zeros(1, 16, 4), p, (1, 8, 8))
-
-
-def test_each_side_must_be_divided():
-    for shape in ((1, 6, 8), (1, 8, 6)):
-        with pytest.raises(ValueError, match="does not divide"):
-            patchify(torch.zeros(1, *shape), 4)
+@pytest.mark.parametrize("p, shape", [(3, (1, 8, 8)), (16, (1, 8, 8)), (0, (1, 8, 8)), (-2, (1, 8, 8)), (4, (1, 6, 8)), (4, (1, 8, 6))])
+def test_patches_must_tile_the_image(p, shape):
+    text = f"patch size {p} does not divide the image size {shape[1]}x{shape[2]}"
+    complaint(ValueError, lambda: patchify(torch.zeros(1, *shape), p), text)
+    complaint(ValueError, lambda: unpatchify(torch.zeros(1, 16, 4), p, shape), text)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (8, 8), (2, 5, 1, 8, 8)])
 def test_images_without_exactly_one_batch_dimension(shape):
-    with pytest.raises(ValueError, match="cannot be cut into patches"):
-        patchify(torch.zeros(shape), 2)
+    complaint(ValueError, lambda: patchify(torch.zeros(shape), 2), "cannot be cut into patches", "image[None]")
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 5), (2, 15, 4), (16, 4), (2, 4, 16)])
 def test_tokens_that_do_not_fit(shape):
-    with pytest.raises(ValueError, match=r"expected \(batch, 16, 4\)"):
-        unpatchify(torch.zeros(shape), 2, (1, 8, 8))
+    complaint(ValueError, lambda: unpatchify(torch.zeros(shape), 2, (1, 8, 8)), "expected (batch, 16, 4)")
 
 
 # channel basis
@@ -148,7 +138,7 @@ def test_principal_components_against_svd_and_scikit_learn():
 
 
 def test_principal_components_of_samples_that_leave_directions_empty():
-    flat = torch.randn(50, 2, generator=seeded()) @ torch.randn(2, 6, generator=seeded(1))
+    flat = normal(50, 2) @ normal(2, 6, seed=1)
     for samples in (flat, flat[:1], torch.zeros(10, 6)):  # two directions, one sample, no variance at all
         found = principal_components(samples)
         assert_close(found @ found.T, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -183,21 +173,25 @@ def test_pca_channels_are_uncorrelated_and_sorted():
     assert (covariance - variance.diag()).abs().max() < 1e-12
 
 
-def test_luma_chroma_axes():
-    assert_close(LUMA_CHROMA @ LUMA_CHROMA.T, torch.eye(3, dtype=torch.float64))
-    assert_close(LUMA_CHROMA @ torch.ones(3, dtype=torch.float64), torch.tensor([3**0.5, 0, 0], dtype=torch.float64))
+def test_the_basis_computes_in_its_own_precision_under_autocast():
+    basis, tokens = ChannelBasis(12).fit(smooth_images(100), 2, "pca"), normal(5, 16, 12)
+    expected = basis(tokens), basis.inverse(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (tokens @ basis.matrix).dtype == torch.bfloat16
+        assert torch.equal(basis(tokens), expected[0]) and torch.equal(basis.inverse(tokens), expected[1])
+    assert basis(tokens.bfloat16()).dtype == torch.float32
 
 
 def test_luma_channels_do_not_hear_colour_nor_chroma_channels_brightness():
     images = smooth_images(300).double()
     basis = ChannelBasis(48).double().fit(images, 4, "luma-chroma")
     before = basis(patchify(images, 4))
-    chroma = torch.randn(300, 2, 8, 8, generator=seeded(5), dtype=torch.float64)
+    chroma = normal(300, 2, 8, 8, seed=5, dtype=torch.float64)
     coloured = images + torch.einsum("kc,bkhw->bchw", LUMA_CHROMA[1:], chroma)  # the mean of R, G and B stays as it was
     after = basis(patchify(coloured, 4))
     assert_close(after[..., :16], before[..., :16], rtol=0, atol=1e-12)
     assert (after[..., 16:] - before[..., 16:]).abs().max() > 1
-    brighter = images + torch.randn(300, 1, 8, 8, generator=seeded(6), dtype=torch.float64)
+    brighter = images + normal(300, 1, 8, 8, seed=6, dtype=torch.float64)
     after = basis(patchify(brighter, 4))
     assert_close(after[..., 16:], before[..., 16:], rtol=0, atol=1e-12)
     assert (after[..., :16] - before[..., :16]).abs().max() > 1
@@ -205,7 +199,7 @@ def test_luma_channels_do_not_hear_colour_nor_chroma_channels_brightness():
 
 def test_luma_chroma_takes_principal_components_plane_by_plane():
     samples = patchify(smooth_images(400), 2).flatten(0, 1)
-    found = luma_chroma_components(samples).unflatten(1, (3, 4))  # (12 components, colour, place)
+    found = _luma_chroma_components(samples).unflatten(1, (3, 4))  # (12 components, colour, place)
     for plane, axis in enumerate(LUMA_CHROMA):
         rows = found[4 * plane : 4 * plane + 4]
         values = (samples.double().unflatten(1, (3, 4)) * axis[:, None]).sum(1)
@@ -231,9 +225,7 @@ def test_the_basis_travels_with_the_state_and_is_not_trained():
 ])  # fmt: skip
 def test_bad_bases(channels, shape, kind, text):
     basis = ChannelBasis(channels)
-    with pytest.raises(ValueError) as error:
-        basis.fit(random_images(5, shape), 2, kind)
-    assert text in str(error.value) and "\n" not in str(error.value)
+    complaint(ValueError, lambda: basis.fit(random_images(5, shape), 2, kind), text)
     assert torch.equal(basis.matrix, torch.eye(channels))  # a failed fit leaves the basis as it was
 
 
@@ -265,11 +257,10 @@ def test_bits_per_dimension_bounds_the_cost_of_the_levels():
 
 
 def test_held_out_digits_under_their_own_histogram_cost_its_cross_entropy():
-    train, test = load_dataset("digits").values, load_dataset("digits", "test").values
-    share = (torch.bincount(train.flatten().long(), minlength=17).double() / train.numel()).numpy()
-    images = to_images(test, 17).double()
+    train, images = (data.batch(range(len(data)))[0].double() for data in (load_dataset("digits"), load_dataset("digits", "test")))
+    share = (torch.bincount(to_levels(train, 17).flatten().long(), minlength=17).double() / train.numel()).numpy()
     noisy = dequantize(images, 17, seeded()).clamp(-1 - 0.0624, 1 + 0.0624)
     histogram = stats.rv_histogram((share, np.linspace(-1 - 1 / 16, 1 + 1 / 16, 18)))  # its density, by someone else
     log_density = torch.from_numpy(histogram.logpdf(noisy.numpy())).sum((1, 2, 3))
-    expected = -np.log2(share)[test.numpy()].mean()
+    expected = -np.log2(share)[to_levels(images, 17).numpy()].mean()
     assert abs(bits_per_dimension(log_density, 64, 17).mean().item() - expected) < 1e-6

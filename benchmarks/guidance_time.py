@@ -1,0 +1,31 @@
+"Sampling under guidance over sampling without, same batch: `python benchmarks/guidance_time.py`."
+import torch
+from timing import best, take_turns, where
+
+from farmer.analysis import VariationalGuidance
+from farmer.guidance import PosteriorGuidance, RejectionGuidance, ResamplingGuidance
+from farmer.model import Farmer
+
+WAYS = {
+    "unguided": 0.0,
+    "default": PosteriorGuidance(2.0),
+    "paper": ResamplingGuidance(2.0),
+    "variational": VariationalGuidance(2.0),
+    "naive": RejectionGuidance(2.0),
+}
+
+
+def main() -> None:
+    print(where())
+    for name in ("digits", "glyphs"):
+        model = Farmer.from_pretrained(name)
+        for batch in (100, 1000):
+            labels = torch.arange(batch) % 10
+            draw = lambda guidance: model.sample(labels, guidance=guidance, generator=torch.Generator().manual_seed(0))
+            times = best(take_turns({way: lambda guidance=guidance: draw(guidance) for way, guidance in WAYS.items()}))
+            ratios = ", ".join(f"{way} {seconds / times['unguided']:.2f}x" for way, seconds in times.items() if way != "unguided")
+            print(f"{name}, {batch} images: unguided {times['unguided']:.3f} s; over that: {ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

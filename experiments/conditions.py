@@ -1,0 +1,84 @@
+"The table of all models that the experiments train: name -> data, what changes in the preset's model and training, seeds."
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Condition:
+    "One model to train, as it differs from the preset of its data."
+
+    data: str
+    "name of the data; `interleaved glyphs` are glyphs with their rows and columns interleaved"
+    model: dict = field(default_factory=dict)
+    "changes of the preset's model"
+    training: dict = field(default_factory=dict)
+    "changes of the preset's training"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    "one run for each"
+
+
+# The paper's small twins: equal steps on equal data. Models that are compared have equal numbers of weights within 2% (with
+# patches of 8: 4%), balanced by the number of mixture components, or by the width for TarFlow.
+TWINS = {"steps": 1200, "evaluate_every": 1200, "save_every": 300}
+NO_PARTITION = {"informative_channels": None, "components": 35}
+PLAIN = {"condition_repeats": 1, "final_order_flip": False}
+PAPER = {
+    "glyphs, FARMER": {},
+    "glyphs, no partition": NO_PARTITION,
+    "glyphs, JetFormer's reduction": {"redundant": "standard-normal", "components": 56},
+    "glyphs, TarFlow": {"prior": "standard-normal", "flow_blocks": 5, "flow_width": 78, "prior_width": 78, "head_width": 26},
+    "glyphs, coupling flow": {"flow": "coupling"},
+    "glyphs, none": NO_PARTITION | PLAIN,
+    "glyphs, partition": PLAIN,
+    "glyphs, partition, condition": {"final_order_flip": False},
+    "glyphs, partition, order flip": {"condition_repeats": 1},
+    "digits, FARMER": {},
+    "digits, no partition": {"informative_channels": None, "components": 34},
+    "digits, JetFormer's reduction": {"redundant": "standard-normal", "components": 44},
+    "digits, TarFlow": {"prior": "standard-normal", "flow_blocks": 5, "flow_width": 72, "prior_width": 72, "head_width": 24},
+    "digits, coupling flow": {"flow": "coupling"},
+}
+FIGURE_6 = {f"{name} {value}": {name: value} for name, values in {"components": (1, 64), "informative_channels": (2, 13)}.items() for value in values}
+# The paper's comparison of flows asked again under other conditions, each with an autoregressive and a coupling flow.
+FLOWS = {
+    "digits, patch 4": ({"patch_size": 4, "informative_channels": 10}, (0, 1, 2)),
+    "glyphs, patch 8": ({"patch_size": 8, "informative_channels": 40}, (0, 1, 2)),
+    "glyphs, patch 2": ({"patch_size": 2, "informative_channels": 3}, (0,)),
+    "glyphs, 8 blocks": ({"flow_blocks": 8}, (0,)),
+    "glyphs, 64 components": ({"components": 64}, (0, 1, 2)),
+    "interleaved glyphs, patch 4": ({}, (0, 1, 2)),
+}
+
+WHOLE = {"digits": {"evaluate_every": 2000, "save_every": 2000}, "glyphs": {"evaluate_every": 3000, "save_every": 3000}}  # the presets' steps
+PROTOTYPE = {"scale_first_token": False}
+CORNERS = {"steps": 1500, "evaluate_every": 1500, "save_every": 1500}
+
+CONDITIONS = {
+    **{f"paper, {name}": Condition(name.split(",")[0], changes, TWINS) for name, changes in PAPER.items()},
+    **{f"figure 6, {name}": Condition("glyphs", changes, TWINS, (0,)) for name, changes in FIGURE_6.items()},
+    **{
+        f"flows, {name}, {flow}": Condition(name.split(",")[0], changes | {"flow": flow}, TWINS, seeds)
+        for name, (changes, seeds) in FLOWS.items()
+        for flow in ("autoregressive", "coupling")
+    },
+    "results, digits, FARMER": Condition("digits", {}, WHOLE["digits"]),
+    "results, digits, TarFlow": Condition("digits", PAPER["digits, TarFlow"], WHOLE["digits"]),
+    "results, glyphs, FARMER": Condition("glyphs", {}, WHOLE["glyphs"]),
+    **{
+        f"colour, {data}, {name}": Condition(data, changes, training, seeds)
+        for data in ("glyphs-field", "glyphs-palette")
+        for name, changes, training, seeds in (
+            ("luma-chroma", {}, {}, (0, 1, 2)),
+            ("pca", {"basis": "pca"}, {}, (0,)),
+            ("pixels", {"basis": "pixels"}, {}, (0,)),
+            ("prototype", PROTOTYPE, {"steps": 1500}, (0,)),  # a quarter of the steps, and the paper's unscaled first token
+        )
+    },
+    "guidance, 128 channels": Condition("glyphs-field", {"patch_size": 8, "informative_channels": 128}, CORNERS, (0,)),
+    "corners, passed unchanged": Condition("glyphs-palette", PROTOTYPE, CORNERS, (0, 1)),
+    "corners, learned constants": Condition("glyphs-palette", {}, CORNERS, (0, 1)),
+}
+
+
+def conditions(prefix: str) -> dict[str, Condition]:
+    "Those whose name begins with `prefix`, by the rest of their names."
+    return {name.removeprefix(prefix): condition for name, condition in CONDITIONS.items() if name.startswith(prefix)}

@@ -1,0 +1,272 @@
+"""Ways back through the flow: how good is the student, which way of training it is best, how many rounds does Jacobi need?
+
+    python experiments/inversion.py students          embedded students: error to the exact inverse, Frechet distance, class accuracy
+    python experiments/inversion.py attempts          ways of training a student of the embedded glyphs, equal steps
+    python experiments/inversion.py jacobi            rounds of every block of the embedded flows
+
+`students`: 1,000 samples for each of three sampling seeds. The distance from the model is the Kullback-Leibler divergence of
+the student's samples, which have an exact density under both.
+
+`attempts`: 800 steps of 64 images, two seeds; root mean square error to the exact inverse on 500 held-out images and on
+500 samples of the prior, in the scale of pixels. benchmarks/inversion_time.py times the ways.
+"""
+import argparse
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from measuring import judge_of, judged, record
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from farmer.flow import AutoregressiveBlock, Flow, autoregressive_flow
+from farmer.inversion import Student, certify, guessed_inverse, invert_block
+from farmer.model import Farmer, Latents
+from farmer.patches import dequantize
+from farmer.presets import DISTILLATION
+from farmer.transformer import TransformerLayer
+
+NAMES = ("digits", "glyphs")
+SEEDS = (0, 1, 2)
+
+# Letters used for shapes:
+# B batch, N tokens, d channels of a token, W width of the transformer
+
+
+def rms(difference: Tensor) -> float:
+    return difference.square().mean().sqrt().item()
+
+
+def held_out_pairs(model: Farmer, name: str, count: int) -> tuple[Tensor, Tensor]:  # z and x, (B, N, d)
+    dataset = judge_of(name).held_out
+    images, _ = dataset.batch(range(min(count, len(dataset))))
+    x = model.tokens_of(dequantize(images, model.config.levels, torch.Generator().manual_seed(5)))
+    return model.flow(x)[0], x
+
+
+def prior_latents(model: Farmer, labels: Tensor, seed: int) -> tuple[Latents, Tensor]:  # and joined, z (B, N, d)
+    latents = model.sample_latents(labels, generator=torch.Generator().manual_seed(seed))
+    return latents, model.partition.join(latents.informative, latents.redundant)
+
+
+# --- The embedded students
+
+
+def student_figures(model: Farmer, student: Student, name: str, seed: int) -> dict[str, float]:
+    "Of samples: the student's beside those of the exact inverse, of the same latents."
+    labels = torch.arange(10).repeat(100)
+    latents, z = prior_latents(model, labels, seed)
+    made, log_scale = student.transform(z)
+    images = {"exact": model.decode(latents), "student": model.images_of(made)}
+    found = certify(model, images["student"], latents, labels)
+    log_prob = sum(part.sum(1) for part in model.prior(z, labels)) - log_scale.sum((1, 2))  # under the student
+    row = {
+        "rmse, prior samples": rms(images["exact"] - images["student"]), "residual, root mean square": found.rms_residual.square().mean().sqrt().item(),
+        "residual, largest": found.residual.max().item(), "divergence from the model, nats/image": (log_prob - found.log_prob).mean().item(),
+    }  # fmt: skip
+    references = {"held-out images": "Frechet distance", "training images": "Frechet distance to training images"}
+    figures = {solver: judged(name, drawn, labels) for solver, drawn in images.items()}
+    for solver, found in figures.items():
+        row[f"class accuracy, {solver}"] = found["class accuracy"]
+        row |= {f"Frechet to {reference}, {solver}": found[key] for reference, key in references.items()}
+    return row | {f"Frechet to {reference}, student over exact": figures["student"][key] / figures["exact"][key] for reference, key in references.items()}
+
+
+@torch.no_grad()
+def students() -> dict:
+    results = {}
+    for name in NAMES:
+        model, student = Farmer.from_pretrained(name), Student.from_pretrained(name)
+        z, x = held_out_pairs(model, name, 1000)
+        row = {"rmse, held out": [rms(student(z) - x)], "rmse, start of distillation": [rms(Student(model.flow)(z) - x)]}
+        found = [student_figures(model, student, name, seed) for seed in SEEDS]
+        results[name] = row | {key: [each[key] for each in found] for key in found[0]}
+        for key, values in results[name].items():
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            print(f"{name}  {key:52}{statistics.mean(values):10.4f}{spread}", flush=True)
+    return results
+
+
+# --- Ways of training a student: modules from z (B, N, d) to states on the way back, the last block's first, the tokens last
+
+
+def see_all_tokens(layer: TransformerLayer, x: Tensor) -> Tensor:  # (B, N, W) -> (B, N, W)
+    "The layer without its causal mask."
+    qkv = layer.query_key_value(layer.attention_norm(x)).unflatten(-1, (3, layer.heads, -1)).permute(2, 0, 3, 1, 4)
+    x = x + layer.attention_output(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
+    return x + layer.network_output(F.gelu(layer.network_input(layer.network_norm(x))))
+
+
+def new_blocks(flow: Flow) -> nn.ModuleList:
+    "Of the flow's sizes, untrained."
+    block, layers = flow.blocks[0], flow.blocks[0].transformer.layers
+    tokens, width = block.position.shape
+    return autoregressive_flow(tokens, block.input.in_features, blocks=len(flow.blocks), width=width, layers=len(layers), heads=layers[0].heads).blocks
+
+
+class BothWays(nn.Module):
+    "The paper's student: blocks of the flow's sizes whose attention sees all tokens, and a token's own z."
+
+    def __init__(self, flow: Flow, copied: bool):
+        super().__init__()
+        self.blocks = copy.deepcopy(flow.blocks).requires_grad_(True) if copied else new_blocks(flow)
+        width, channels = self.blocks[0].input.weight.shape
+        self.own = nn.ModuleList(nn.Linear(channels, width, bias=False) for _ in self.blocks)
+        for own in self.own:
+            nn.init.zeros_(own.weight)
+
+    def read(self, block: AutoregressiveBlock, own: nn.Linear, z: Tensor) -> Tensor:  # (B, N, d) -> (B, N, W), in reading order
+        z = block.turn(z)
+        return torch.cat([block.start.expand(len(z), 1, -1), block.input(z[:, :-1])], dim=1) + block.position + own(z)
+
+    def forward(self, z: Tensor) -> list[Tensor]:
+        states = []
+        for block, own in zip(reversed(self.blocks), reversed(self.own)):
+            hidden = self.read(block, own, z)
+            for layer in block.transformer.layers:
+                hidden = see_all_tokens(layer, hidden)
+            shift, log_scale = block.turn(block.shift_and_log_scale(block.transformer.norm(hidden))).chunk(2, dim=-1)
+            z = z * torch.exp(-log_scale) + shift
+            states.append(z)
+        return states
+
+
+class HiddenAlignment(nn.Module):
+    "One transformer without blocks, as in follow-up work: hidden states are read out linearly at the places of the flow's states."
+
+    def __init__(self, flow: Flow):
+        super().__init__()
+        self.blocks = new_blocks(flow)
+        width, channels = self.blocks[0].input.weight.shape
+        self.skip = nn.ModuleList(nn.Linear(channels, channels) for _ in flow.blocks)
+        self.read = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels)) for _ in flow.blocks)
+        for skip, read in zip(self.skip, self.read):
+            nn.init.eye_(skip.weight)
+            for parameter in (skip.bias, read[1].weight, read[1].bias):
+                nn.init.zeros_(parameter)
+
+    def forward(self, z: Tensor) -> list[Tensor]:
+        first, states = self.blocks[-1], []
+        x = first.input(z) + first.position
+        for block, skip, read in zip(reversed(self.blocks), self.skip, self.read):
+            for layer in block.transformer.layers:
+                x = see_all_tokens(layer, x)
+            states.append(read(x) + skip(z))
+        return states
+
+
+class Causal(Student):
+    "Ours, with the outputs of all blocks."
+
+    def forward(self, z: Tensor) -> list[Tensor]:
+        states = [z]
+        for block in reversed(self.blocks):
+            states.append(guessed_inverse(block, states[-1], guess=states[-1])[0])
+        return states[1:]
+
+
+ATTEMPTS = {  # student, loss, noise on latents (largest deviation), noise on images (deviation at the start, falls to 0)
+    "attends to all, new weights; block outputs; latent noise .3 (paper)": (lambda flow: BothWays(flow, False), "blocks", 0.3, 0),
+    "attends to all, new weights; block outputs": (lambda flow: BothWays(flow, False), "blocks", 0, 0),
+    "attends to all, new weights; image": (lambda flow: BothWays(flow, False), "image", 0, 0),
+    "no blocks, new weights; aligned hidden states (BiFlow)": (HiddenAlignment, "blocks", 0, 0),
+    "no blocks, new weights; image": (HiddenAlignment, "image", 0, 0),
+    "attends to all, flow's weights; block outputs; latent noise .3": (lambda flow: BothWays(flow, True), "blocks", 0.3, 0),
+    "attends to all, flow's weights; block outputs": (lambda flow: BothWays(flow, True), "blocks", 0, 0),
+    "attends to all, flow's weights; image": (lambda flow: BothWays(flow, True), "image", 0, 0),
+    "causal, flow's weights; block outputs; latent noise .3": (Causal, "blocks", 0.3, 0),
+    "causal, flow's weights; block outputs": (Causal, "blocks", 0, 0),
+    "causal, flow's weights; image": (Causal, "image", 0, 0),
+    "causal, flow's weights; image; latent noise .05": (Causal, "image", 0.05, 0),
+    "causal, flow's weights; image; image noise .1 (the library's)": (Causal, "image", 0, 0.1),
+    "causal, flow's weights; image and latent residual; image noise .1": (Causal, "residual", 0, 0.1),
+}
+
+
+def attempt(model: Farmer, make_student: Callable, loss_name: str, latent_noise: float, image_noise: float, steps: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    generator, dataset, flow = torch.Generator().manual_seed(seed), judge_of("glyphs").train, model.flow
+    student = make_student(flow)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=DISTILLATION.learning_rate, betas=DISTILLATION.betas, weight_decay=0.0)
+    order = torch.cat([torch.randperm(len(dataset), generator=generator) for _ in range(math.ceil(64 * steps / len(dataset)))])
+    for step in range(steps):
+        images, _ = dataset.batch(order[64 * step : 64 * step + 64])
+        fade = 0.5 + 0.5 * math.cos(math.pi * step / steps)
+        with torch.no_grad():
+            images = dequantize(images, model.config.levels, generator)
+            images = images + image_noise * fade * torch.randn(images.shape, generator=generator)
+            targets = [model.tokens_of(images)]
+            for block in flow.blocks:
+                targets.append(block(targets[-1])[0])
+            z = targets.pop()
+            noisy = z + latent_noise * torch.rand(64, 1, 1, generator=generator) * torch.randn(z.shape, generator=generator)
+        outputs = student(noisy)
+        loss = F.mse_loss(outputs[-1], targets[0])
+        if loss_name == "blocks":
+            loss = sum(F.mse_loss(*pair) for pair in zip(outputs, reversed(targets))) / len(targets)
+        elif loss_name == "residual":
+            loss = loss + 0.05 * F.mse_loss(flow(outputs[-1])[0], noisy)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = DISTILLATION.learning_rate * min(1, (step + 1) / 50) * fade
+        optimizer.step()
+    return student
+
+
+def attempts(steps: int = 800, seeds: int = 2) -> dict:
+    model, results = Farmer.from_pretrained("glyphs").requires_grad_(False), {}
+    _, drawn = prior_latents(model, torch.arange(10).repeat(50), seed=7)
+    pairs = {"held out": held_out_pairs(model, "glyphs", 500), "prior": (drawn, model.flow.inverse(drawn))}
+    for name, way in ATTEMPTS.items():
+        row = {"held out": [], "prior": [], "residual": [], "seconds": []}
+        for seed in range(seeds):
+            started = time.perf_counter()
+            student = attempt(model, *way, steps, seed)
+            row["seconds"].append(time.perf_counter() - started)
+            with torch.no_grad():
+                for kind, (z, x) in pairs.items():
+                    made = student(z)[-1]
+                    row[kind].append(rms(made - x))
+                row["residual"].append(rms(model.flow(made)[0] - z))
+        results[name] = row
+        print(f"{name:68}" + "".join(f"  {kind} {statistics.mean(values):.4f}" for kind, values in row.items()), flush=True)
+    return {"steps": steps, "rows": results}
+
+
+# --- Jacobi
+
+
+@torch.no_grad()
+def jacobi(tolerance: float = 1e-5) -> dict:
+    results = {}
+    for name in NAMES:
+        model, rows = Farmer.from_pretrained(name), []
+        _, z = prior_latents(model, torch.arange(64) % 10, seed=0)
+        for number, block in reversed(list(enumerate(model.flow.blocks, start=1))):
+            found, exact = invert_block(block, z, tolerance), block.inverse(z)
+            row = {"block": number, "rounds": found.rounds.double().mean().item(), "most rounds": found.rounds.max().item()}
+            rows.append(row | {"difference": (found.x - exact).abs().max().item()})
+            z = exact
+        results[f"{name}, trained, 64 images"] = rows
+        print(f"{name}: rounds of each block, last first: " + ", ".join(f"{row['rounds']:.1f}" for row in rows), flush=True)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("students", "attempts", "jacobi"))
+    what = parser.parse_args().what
+    experiment, seeds, sentence = {
+        "students": (students, SEEDS, "the embedded students, by three seeds of sampling; nothing was trained"),
+        "attempts": (attempts, (0, 1), "students of the embedded glyphs trained in different ways"),
+        "jacobi": (jacobi, (0,), "rounds of Jacobi iterations until values move by less than 1e-5; nothing was trained"),
+    }[what]
+    record(f"inversion_{what}", experiment(), seeds, sentence)
+
+
+if __name__ == "__main__":
+    main()

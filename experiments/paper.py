@@ -1,0 +1,110 @@
+"""Train and measure the small twins of the paper's tables and figures: `python experiments/paper.py`, or `make paper`.
+
+The models are those of conditions.py whose names begin with `paper`, `figure 6` and `flows`; the student of FARMER on glyphs
+comes on top. nbs/23_paper reads what comes out. `--jobs 2` keeps two cores busy.
+"""
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+
+import torch
+from conditions import FIGURE_6, FLOWS, TWINS, conditions
+from measuring import RUNS, draw, judge_of, judged, record, run, seconds_of, show, train
+
+from farmer.guidance import PosteriorGuidance, RejectionGuidance, ResamplingGuidance
+from farmer.inversion import Student
+from farmer.objectives import Distillation
+from farmer.presets import DISTILLATION
+from farmer.training import Trainer, read_log
+
+GUIDED = {
+    f"{name}, w={scale:g}": way(scale)
+    for name, way in {"naive (rejection)": RejectionGuidance, "resampling": ResamplingGuidance, "posterior": PosteriorGuidance}.items()
+    for scale in (1.0, 2.5)
+}
+TEACHER = "paper, glyphs, FARMER"
+
+
+def run_twin(name: str, seed: int) -> dict:
+    torch.set_num_threads(1)
+    return run(name, seed, guided=GUIDED if name.endswith(", FARMER") else {})
+
+
+def distill(seed: int) -> Trainer:
+    "The finished distillation of FARMER on glyphs."
+    judge = judge_of("glyphs")
+    config = replace(DISTILLATION, **TWINS, seed=seed)
+    teacher = train(TEACHER, seed).ema
+    trainer = Trainer(Distillation(teacher), judge.train, judge.held_out, config, RUNS / f"{TEACHER}, {seed}" / "student", device="cpu")
+    trainer.fit()
+    return trainer
+
+
+def run_student(seed: int) -> dict:
+    "Train and measure a student, unless its figures are there."
+    torch.set_num_threads(1)
+    place = RUNS / f"{TEACHER}, {seed}" / "student" / "figures.json"
+    if not place.is_file():
+        trainer = distill(seed)
+        error = [line["held_out_average"] for line in read_log(trainer.folder) if "held_out_average" in line][-1]
+        images, labels = draw(trainer.objective.teacher, seed, inverse=trainer.ema)
+        row = {"seconds of training": seconds_of(trainer), "held-out error": error, **judged("glyphs", images, labels)}
+        place.write_text(json.dumps(row, indent=1) + "\n")
+        show(f"student, seed {seed}", row)
+    return json.loads(place.read_text())
+
+
+def median_seconds(functions: dict[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
+    "Of each function, taking turns, after one call to warm up."
+    times = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+@torch.no_grad()
+def measure_times(batch: int = 64) -> dict[str, float]:
+    "Seconds an image of every stage of sampling, for glyphs (the paper's tables 4 and 5), on one thread, in batches of `batch`."
+    torch.set_num_threads(1)
+    model, coupling = (train(name, 0).ema for name in (TEACHER, "paper, glyphs, coupling flow"))
+    student: Student = distill(0).ema
+    labels = torch.arange(batch) % 10
+    draw_latents = lambda: model.sample_latents(labels, generator=torch.Generator().manual_seed(0))
+    latents = draw_latents()
+    z = model.partition.join(latents.informative, latents.redundant)
+    ways = {"AF forward": model.flow, "AF reverse": model.flow.inverse, "student reverse": student, "coupling forward": coupling.flow, "coupling reverse": coupling.flow.inverse}
+    seconds = median_seconds({"AR prior": draw_latents, **{name: partial(way, z) for name, way in ways.items()}})
+    return {"batch": batch, **{name: value / batch for name, value in seconds.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
+    jobs = parser.parse_args().jobs
+    tasks = {(prefix + name, seed) for prefix in ("paper, ", "figure 6, ", "flows, ") for name, condition in conditions(prefix).items() for seed in condition.seeds}
+    seeds = conditions("paper, ")["glyphs, FARMER"].seeds
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {task: pool.submit(run_twin, *task) for task in sorted(tasks, key=lambda task: task[1])}
+        rows = {task: future.result() for task, future in waiting.items()}
+        students = list(pool.map(run_student, seeds))
+    of = lambda name, condition: [rows[name, seed] for seed in condition.seeds]
+    twins = {data: {name: of(f"paper, {data}, {name}", c) for name, c in conditions(f"paper, {data}, ").items()} for data in ("glyphs", "digits")}
+    flows = {name: {flow: of(f"flows, {name}, {flow}", c) for flow, c in conditions(f"flows, {name}, ").items()} for name in FLOWS}
+    figure_6 = {name: of(f"figure 6, {name}", conditions(f"figure 6, {name}")[""]) for name in FIGURE_6}
+    result = {"steps": TWINS["steps"], "samples": 2000, "jobs": jobs, "models": twins, "students": students, "figure 6": figure_6, "flows": flows}
+    what = "the small twins of the paper's tables trained and measured; figure 6, patch 2 and 8 blocks with the first seed only"
+    record("paper", result | {"times": measure_times()}, seeds, what)
+
+
+if __name__ == "__main__":
+    main()

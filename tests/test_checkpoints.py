@@ -1,0 +1,147 @@
+"Checkpoints: written whole or not at all, checked before they are read, and loaded into the same run only."
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from helpers import contents, make_trainer, short_training, stripes, stripes_config, weights_of
+
+from farmer.checkpoints import checkpoints, fingerprint
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    make_trainer(tmp_path).fit(last_step=2)
+    with pytest.raises(ValueError, match="another run .batch_size 8 -> 9."):
+        make_trainer(tmp_path, short_training(batch_size=9))
+    with pytest.raises(ValueError, match="components 3 -> 4"):
+        make_trainer(tmp_path, config=stripes_config(components=4))
+
+
+@pytest.mark.parametrize("change", ["images", "labels", "number"])
+def test_checkpoint_of_other_data_is_refused(tmp_path, change):
+    make_trainer(tmp_path).fit(last_step=2)
+    other = {"images": stripes(seed=1), "labels": stripes(), "number": stripes(51)}[change]
+    if change == "labels":
+        other.labels = 1 - other.labels
+    with pytest.raises(ValueError, match=f"belongs to another run .50 images, [0-9a-f]{{8}} -> {len(other)} images, [0-9a-f]{{8}}."):
+        make_trainer(tmp_path, dataset=other)
+    assert make_trainer(tmp_path, dataset=stripes()).step == 2  # the same data, made again
+
+
+def test_the_format_stays_as_it_is(tmp_path):
+    "Names and facts that checkpoints of format 3 have, so that runs saved by other versions resume."
+    make_trainer(tmp_path).fit(last_step=2)
+    [path] = checkpoints(tmp_path)
+    assert path.name == "step-00000002" and fingerprint(stripes()) == "50 images, c4dca13b"
+    names = dcp.FileSystemReader(path).read_metadata().state_dict_metadata.keys()
+    assert {name.partition(".")[0] for name in names} == {"model", "optimizer", "average", "updates"}
+    assert {
+        "updates", "model.basis.matrix", "average.flow.blocks.1.transformer.layers.0.attention_norm.weight",
+        "optimizer.state.prior.informative_head.linear.weight.exp_avg", "optimizer.param_groups.prior.informative_head.linear.weight.lr",
+    } <= names  # fmt: skip
+
+
+DAMAGE = ["truncated", "one byte", "a file less", "no manifest", "foreign", "empty manifest"]
+
+
+def spoil(checkpoint: Path, damage: str) -> None:
+    data, manifest = next(checkpoint.glob("*.distcp")), checkpoint / "manifest.json"
+    if damage == "truncated":
+        data.write_bytes(data.read_bytes()[:-200])
+    elif damage == "one byte":
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    elif damage == "a file less":
+        data.unlink()
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text({"foreign": '{"weights": 3}', "empty manifest": ""}[damage])
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_only_checkpoint_is_damaged(tmp_path, damage):
+    make_trainer(tmp_path).fit(last_step=2)
+    path = checkpoints(tmp_path)[-1]
+    spoil(path, damage)
+    with pytest.raises(ValueError, match="damaged.*delete it") as error:
+        make_trainer(tmp_path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, capsys, damage):
+    whole = make_trainer(tmp_path / "whole")
+    whole.fit()
+    make_trainer(tmp_path / "parts").fit(last_step=11)
+    assert [path.name for path in checkpoints(tmp_path / "parts")] == ["step-00000010", "step-00000011"]
+    spoil(checkpoints(tmp_path / "parts")[-1], damage)
+    capsys.readouterr()
+    resumed = make_trainer(tmp_path / "parts")
+    said = capsys.readouterr().out
+    assert resumed.step == 10 and said.count("\n") == 1 and "step-00000011 is damaged; trying the one before, step-00000010" in said
+    resumed.fit(last_step=11)  # writes the damaged one again
+    assert make_trainer(tmp_path / "parts").step == 11 and "damaged" not in capsys.readouterr().out
+    resumed.fit()
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, weights_of(resumed)[name]), name
+
+
+def test_checkpoints_of_other_versions_are_refused(tmp_path):
+    make_trainer(tmp_path / "a").fit(last_step=2)
+    manifest = checkpoints(tmp_path / "a")[-1] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"farmer_checkpoint": 3', '"farmer_checkpoint": 99'))
+    with pytest.raises(ValueError, match="format 99, this farmer reads 3; use the version"):
+        make_trainer(tmp_path / "a")
+    (tmp_path / "b" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "b" / "checkpoints" / "step-00000005.pt").write_bytes(b"as it was before")
+    with pytest.raises(ValueError, match="step-00000005.pt has format 2 or older"):
+        make_trainer(tmp_path / "b")
+
+
+SAVE_SCRIPT = """
+import sys, resource, signal
+sys.path.insert(0, {tests!r})
+from helpers import make_trainer
+from pathlib import Path
+trainer = make_trainer(Path({folder!r}))
+assert trainer.step == 2
+{before}
+trainer.fit()
+"""
+
+
+def run_script(tmp_path, before: str) -> subprocess.Popen:
+    script = SAVE_SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), before=before)
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_full_disk_in_the_middle_of_a_save_keeps_the_earlier_checkpoint(tmp_path):
+    make_trainer(tmp_path).fit(last_step=2)
+    good = contents(checkpoints(tmp_path)[-1])
+    size = max(map(len, good.values())) // 2  # files may not grow beyond half a checkpoint: the write fails as on a full disk
+    process = run_script(tmp_path, f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0 and "File too large" in errors
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002"] and contents(checkpoints(tmp_path)[-1]) == good
+    assert not list((tmp_path / "checkpoints").glob(".*partial"))
+    assert make_trainer(tmp_path).step == 2
+
+
+def test_kill_in_the_middle_of_a_save_keeps_the_earlier_checkpoint(tmp_path):
+    make_trainer(tmp_path).fit(last_step=2)
+    good = contents(checkpoints(tmp_path)[-1])
+    process = run_script(tmp_path, "import os, time; os.replace = lambda *a: (print('saving', flush=True), time.sleep(60))")
+    assert process.stdout.readline().strip() == "saving"  # all bytes written, the rename not done
+    process.kill()
+    process.communicate(timeout=60)
+    assert contents(checkpoints(tmp_path)[-1]) == good
+    whole = make_trainer(tmp_path / "whole")
+    whole.fit()
+    resumed = make_trainer(tmp_path)
+    resumed.fit()
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, weights_of(resumed)[name]), name
