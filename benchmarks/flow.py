@@ -120,8 +120,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    print(f"The flow beside TarFlow: {where(options.device)}, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}, float32, tokens of {CHANNELS} channels,")
-    print(f"width {WIDTH}, {BLOCKS} blocks of {LAYERS} layers with {HEADS} heads")
+    print(f"The flow beside TarFlow: {where(options.device)}, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}, float32;")
+    print(f"tokens of {CHANNELS} channels, width {WIDTH}, {BLOCKS} blocks of {LAYERS} layers with {HEADS} heads")
     for (batch, tokens), targets in SIZES.items():
         compare_size(options.tarflow, batch, tokens, targets, options.device, options.seconds)
 

@@ -58,8 +58,7 @@ def time_steps(preset: Preset, data: ArrayDataset, device: torch.device, steps: 
         flops = trainer.objective.flops()
     speed = preset.training.batch_size / statistics.median(seconds[5:])
     row = {"images/s": speed, "TFLOPs an image": flops / 1e12}
-    if device.type == "cuda":
-        row["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
+    row |= {"peak memory, GiB": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}
     return row | ({"utilisation": speed * flops / peak} if (peak := peak_flops(device)) else {})
 
 

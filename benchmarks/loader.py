@@ -8,9 +8,8 @@ row is images/s, and a ratio to the bare decoder read in the same way: one by on
 one with two. Batches have 32 images.
 
 "levels" are whole numbers, 1 byte each, as the bare decoder yields them, read as the trainer reads them: batch by batch,
-through `farmer.batches.ReadableImages`. "floats" are the items of a data set, in [-1, 1]: four times the bytes through
-shared memory. Target: 0.9 for the folder's levels with two workers, on an idle machine. "Pillow" decodes the same files
-with Pillow alone; where its pixels differ from torchvision's is counted.
+through `farmer.batches.ReadableImages`. "floats" are the items of a data set, in [-1, 1]: four times the bytes. "Pillow"
+decodes the same files with Pillow alone. Target: 0.9 for the folder's levels with two workers, on an idle machine.
 """
 import argparse
 import tempfile

@@ -33,7 +33,8 @@ def main() -> None:
     arguments = parser.parse_args()
     data, held_out = arguments.data, judge_of(arguments.data).held_out
     if arguments.models == "embedded":
-        rows, what = measure_embedded(data), f"the embedded models of {data}, one for each channel basis, measured by three seeds of sampling; nothing was trained"
+        rows = measure_embedded(data)
+        what = f"the embedded models of {data}, one for each channel basis, measured by three seeds of sampling; nothing was trained"
     else:
         name = f"colour, {data}, "
         rows = {variant: [run(name + variant, seed, FIGURES, GUIDED) for seed in condition.seeds] for variant, condition in conditions(name).items()}

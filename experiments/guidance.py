@@ -162,14 +162,17 @@ def samples(data: str) -> dict:
     for scale in (0.25, *SCALES):
         ways |= {f"default w={scale:g}": scale, f"paper w={scale:g}": ResamplingGuidance(scale)}
     ways |= {f"naive w={scale:g}": RejectionGuidance(scale) for scale in (1.0, 4.0)} | {"variational w=1": VariationalGuidance(1.0)}
-    ways |= {"paper, pool per token w=4": PerTokenGuidance(4.0), "paper, z^I only w=4": InformativeGuidance(4.0), "paper-1.1b-p16": PAPER_GUIDANCE["paper-1.1b-p16"]}
+    ways |= {"paper, pool per token w=4": PerTokenGuidance(4.0), "paper, z^I only w=4": InformativeGuidance(4.0)}
+    ways["paper-1.1b-p16"] = PAPER_GUIDANCE["paper-1.1b-p16"]
     names = {"class accuracy": "class accuracy", "Frechet distance to training images": "to training images", "Frechet distance": "to held-out images"}
-    result = {"judge on held-out images": real["classifier on real images"], "training to held-out": real["Frechet distance of training to held-out images"]}
-    print(f"{data}: the judge reads {result['judge on held-out images']:.1%} of real images; from training to held-out images {result['training to held-out']:.2f}")
+    keys = {"judge on held-out images": "classifier on real images", "training to held-out": "Frechet distance of training to held-out images"}
+    result = {key: real[name] for key, name in keys.items()}
+    print(f"{data}: " + ", ".join(f"{key} {value:.3f}" for key, value in result.items()))
     for way, guidance in ways.items():
         rows = [judged(data, *draw(model, seed, 1000, guidance=guidance)) for seed in SEEDS]
         result[way] = {name: [row[key] for row in rows] for key, name in names.items()}
-        print(f"{way:28}" + "".join(f"{name:>20} {statistics.mean(values):6.3f} ± {statistics.stdev(values):.3f}" for name, values in result[way].items()), flush=True)
+        cells = [f"{name} {statistics.mean(values):6.3f} ± {statistics.stdev(values):.3f}" for name, values in result[way].items()]
+        print(f"{way:28}" + ", ".join(cells), flush=True)
     return result
 
 

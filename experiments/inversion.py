@@ -22,9 +22,9 @@ from measuring import judge_of, judged, record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from farmer.flow import AutoregressiveBlock, Flow, autoregressive_flow
+from farmer.flow import Flow
 from farmer.inversion import Student, certify, guessed_inverse, invert_block
-from farmer.model import Farmer, Latents
+from farmer.model import Farmer, Latents, make_flow
 from farmer.patches import dequantize
 from farmer.presets import DISTILLATION
 from farmer.transformer import TransformerLayer
@@ -100,32 +100,22 @@ def see_all_tokens(layer: TransformerLayer, x: Tensor) -> Tensor:  # (B, N, W) -
     return x + layer.network_output(F.gelu(layer.network_input(layer.network_norm(x))))
 
 
-def new_blocks(flow: Flow) -> nn.ModuleList:
-    "Of the flow's sizes, untrained."
-    block, layers = flow.blocks[0], flow.blocks[0].transformer.layers
-    tokens, width = block.position.shape
-    return autoregressive_flow(tokens, block.input.in_features, blocks=len(flow.blocks), width=width, layers=len(layers), heads=layers[0].heads).blocks
-
-
 class BothWays(nn.Module):
     "The paper's student: blocks of the flow's sizes whose attention sees all tokens, and a token's own z."
 
-    def __init__(self, flow: Flow, copied: bool):
+    def __init__(self, flow: Flow):  # new, or a copy
         super().__init__()
-        self.blocks = copy.deepcopy(flow.blocks).requires_grad_(True) if copied else new_blocks(flow)
+        self.blocks = flow.blocks
         width, channels = self.blocks[0].input.weight.shape
         self.own = nn.ModuleList(nn.Linear(channels, width, bias=False) for _ in self.blocks)
         for own in self.own:
             nn.init.zeros_(own.weight)
 
-    def read(self, block: AutoregressiveBlock, own: nn.Linear, z: Tensor) -> Tensor:  # (B, N, d) -> (B, N, W), in reading order
-        z = block.turn(z)
-        return torch.cat([block.start.expand(len(z), 1, -1), block.input(z[:, :-1])], dim=1) + block.position + own(z)
-
     def forward(self, z: Tensor) -> list[Tensor]:
         states = []
         for block, own in zip(reversed(self.blocks), reversed(self.own)):
-            hidden = self.read(block, own, z)
+            turned = block.turn(z)
+            hidden = torch.cat([block.start.expand(len(z), 1, -1), block.input(turned[:, :-1])], dim=1) + block.position + own(turned)
             for layer in block.transformer.layers:
                 hidden = see_all_tokens(layer, hidden)
             shift, log_scale = block.turn(block.shift_and_log_scale(block.transformer.norm(hidden))).chunk(2, dim=-1)
@@ -137,9 +127,9 @@ class BothWays(nn.Module):
 class HiddenAlignment(nn.Module):
     "One transformer without blocks, as in follow-up work: hidden states are read out linearly at the places of the flow's states."
 
-    def __init__(self, flow: Flow):
+    def __init__(self, flow: Flow):  # new
         super().__init__()
-        self.blocks = new_blocks(flow)
+        self.blocks = flow.blocks
         width, channels = self.blocks[0].input.weight.shape
         self.skip = nn.ModuleList(nn.Linear(channels, channels) for _ in flow.blocks)
         self.read = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels)) for _ in flow.blocks)
@@ -168,28 +158,37 @@ class Causal(Student):
         return states[1:]
 
 
-ATTEMPTS = {  # student, loss, noise on latents (largest deviation), noise on images (deviation at the start, falls to 0)
-    "attends to all, new weights; block outputs; latent noise .3 (paper)": (lambda flow: BothWays(flow, False), "blocks", 0.3, 0),
-    "attends to all, new weights; block outputs": (lambda flow: BothWays(flow, False), "blocks", 0, 0),
-    "attends to all, new weights; image": (lambda flow: BothWays(flow, False), "image", 0, 0),
-    "no blocks, new weights; aligned hidden states (BiFlow)": (HiddenAlignment, "blocks", 0, 0),
-    "no blocks, new weights; image": (HiddenAlignment, "image", 0, 0),
-    "attends to all, flow's weights; block outputs; latent noise .3": (lambda flow: BothWays(flow, True), "blocks", 0.3, 0),
-    "attends to all, flow's weights; block outputs": (lambda flow: BothWays(flow, True), "blocks", 0, 0),
-    "attends to all, flow's weights; image": (lambda flow: BothWays(flow, True), "image", 0, 0),
-    "causal, flow's weights; block outputs; latent noise .3": (Causal, "blocks", 0.3, 0),
-    "causal, flow's weights; block outputs": (Causal, "blocks", 0, 0),
-    "causal, flow's weights; image": (Causal, "image", 0, 0),
-    "causal, flow's weights; image; latent noise .05": (Causal, "image", 0.05, 0),
-    "causal, flow's weights; image; image noise .1 (the library's)": (Causal, "image", 0, 0.1),
-    "causal, flow's weights; image and latent residual; image noise .1": (Causal, "residual", 0, 0.1),
+ATTEMPTS = {  # weights, student, loss, noise on latents (largest deviation), noise on images (deviation at the start, falls to 0)
+    "attends to all, new weights; block outputs; latent noise .3 (paper)": ("new", BothWays, "blocks", 0.3, 0),
+    "attends to all, new weights; block outputs": ("new", BothWays, "blocks", 0, 0),
+    "attends to all, new weights; image": ("new", BothWays, "image", 0, 0),
+    "no blocks, new weights; aligned hidden states (BiFlow)": ("new", HiddenAlignment, "blocks", 0, 0),
+    "no blocks, new weights; image": ("new", HiddenAlignment, "image", 0, 0),
+    "attends to all, flow's weights; block outputs; latent noise .3": ("copy", BothWays, "blocks", 0.3, 0),
+    "attends to all, flow's weights; block outputs": ("copy", BothWays, "blocks", 0, 0),
+    "attends to all, flow's weights; image": ("copy", BothWays, "image", 0, 0),
+    "causal, flow's weights; block outputs; latent noise .3": ("copy", Causal, "blocks", 0.3, 0),
+    "causal, flow's weights; block outputs": ("copy", Causal, "blocks", 0, 0),
+    "causal, flow's weights; image": ("copy", Causal, "image", 0, 0),
+    "causal, flow's weights; image; latent noise .05": ("copy", Causal, "image", 0.05, 0),
+    "causal, flow's weights; image; image noise .1 (the library's)": ("copy", Causal, "image", 0, 0.1),
+    "causal, flow's weights; image and latent residual; image noise .1": ("copy", Causal, "residual", 0, 0.1),
 }
 
 
-def attempt(model: Farmer, make_student: Callable, loss_name: str, latent_noise: float, image_noise: float, steps: int, seed: int) -> nn.Module:
+def attempt(
+    model: Farmer,
+    weights: str,  # that the student starts from: new, or a copy of the flow's
+    make_student: Callable[[Flow], nn.Module],
+    loss_name: str,  # image: of the result alone; blocks: of every block; residual: and of the latents that the result has
+    latent_noise: float,
+    image_noise: float,
+    steps: int,
+    seed: int,
+) -> nn.Module:
     torch.manual_seed(seed)
     generator, dataset, flow = torch.Generator().manual_seed(seed), judge_of("glyphs").train, model.flow
-    student = make_student(flow)
+    student = make_student(make_flow(model.config) if weights == "new" else copy.deepcopy(flow).requires_grad_(True))
     optimizer = torch.optim.AdamW(student.parameters(), lr=DISTILLATION.learning_rate, betas=DISTILLATION.betas, weight_decay=0.0)
     order = torch.cat([torch.randperm(len(dataset), generator=generator) for _ in range(math.ceil(64 * steps / len(dataset)))])
     for step in range(steps):

@@ -55,6 +55,7 @@ def interleave(images: Tensor) -> Tensor:  # (..., 16, 16) -> (..., 16, 16); its
 
 
 @cache
+@torch.enable_grad()  # whoever asks first
 def judge_of(data: str) -> Judge:
     "Trained on the training images, with a fixed seed; interleaved glyphs are judged as glyphs."
     if data == "interleaved glyphs":
@@ -143,6 +144,7 @@ def colour_figures(model: Farmer, data: str, drawn: Tensor, seed: int) -> dict[s
 # --- Train and measure
 
 
+@torch.enable_grad()
 def train(name: str, seed: int, folder: Path = RUNS, model: Farmer | None = None) -> Trainer:
     "A finished run of a condition, trained now, from where it was stopped, or before. Its model: that of the condition, unless one is given."
     condition = CONDITIONS[name]

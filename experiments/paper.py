@@ -14,7 +14,7 @@ from functools import partial
 from multiprocessing import get_context
 
 import torch
-from conditions import FIGURE_6, FLOWS, TWINS, conditions
+from conditions import CONDITIONS, FIGURE_6, FLOWS, TWINS, conditions
 from measuring import RUNS, draw, judge_of, judged, record, run, seconds_of, show, train
 
 from farmer.guidance import PosteriorGuidance, RejectionGuidance, ResamplingGuidance
@@ -82,7 +82,8 @@ def measure_times(batch: int = 64) -> dict[str, float]:
     draw_latents = lambda: model.sample_latents(labels, generator=torch.Generator().manual_seed(0))
     latents = draw_latents()
     z = model.partition.join(latents.informative, latents.redundant)
-    ways = {"AF forward": model.flow, "AF reverse": model.flow.inverse, "student reverse": student, "coupling forward": coupling.flow, "coupling reverse": coupling.flow.inverse}
+    ways = {"AF forward": model.flow, "AF reverse": model.flow.inverse, "student reverse": student}
+    ways |= {"coupling forward": coupling.flow, "coupling reverse": coupling.flow.inverse}
     seconds = median_seconds({"AR prior": draw_latents, **{name: partial(way, z) for name, way in ways.items()}})
     return {"batch": batch, **{name: value / batch for name, value in seconds.items()}}
 
@@ -91,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     jobs = parser.parse_args().jobs
-    tasks = {(prefix + name, seed) for prefix in ("paper, ", "figure 6, ", "flows, ") for name, condition in conditions(prefix).items() for seed in condition.seeds}
+    tasks = {(name, seed) for name, condition in CONDITIONS.items() if name.startswith(("paper, ", "figure 6, ", "flows, ")) for seed in condition.seeds}
     seeds = conditions("paper, ")["glyphs, FARMER"].seeds
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         waiting = {task: pool.submit(run_twin, *task) for task in sorted(tasks, key=lambda task: task[1])}

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['subject_data', 'Subject', 'concatenate', 'check_partition', 'redraw_redundant', 'share_between_components',
            'swap_redundant', 'traverse', 'channel_reach', 'LikelihoodParts', 'likelihood_parts', 'variational_proposal',
-           'VariationalGuidance', 'TokenPrediction', 'predict_token', 'image_factors', 'probes', 'read_picture',
-           'nearest']
+           'VariationalGuidance', 'TokenPrediction', 'predict_token', 'probes', 'read_picture', 'nearest']
 
 # %% ../nbs/21_analysis.ipynb #21-003
 import functools
@@ -335,7 +334,7 @@ def predict_token(
     return TokenPrediction(conditional, unconditional, guided, chosen.value[:, 0], chosen.effective_sample_size.item(), improper)
 
 # %% ../nbs/21_analysis.ipynb #21-040
-def image_factors(images: Tensor) -> dict[str, Tensor]:  # (n, C, H, W), one shape brighter than its ground -> (n, targets) each
+def _image_factors(images: Tensor) -> dict[str, Tensor]:  # (n, C, H, W), one shape brighter than its ground -> (n, targets) each
     """Properties that can be computed from pixels: position (centre of the ink, in [-1, 1]), stroke (mean ink), and for
     colour images the colour of a 4 x 4 grid of tiles, on two axes at right angles to grey."""
     brightness = images.mean(1)
@@ -374,7 +373,7 @@ def probes(
         latents = Latents(*channels(noisy)) if channels else model.encode(noisy)
         parts = {"informative": latents.informative, "redundant": latents.redundant, "pixels": noisy}
         sources.append({name: part.flatten(1).cpu().numpy() for name, part in parts.items() if part.numel()})
-        targets.append({name: target.numpy() for name, target in ({name: labels for name in by_class} | image_factors(shown)).items()})
+        targets.append({name: target.numpy() for name, target in ({name: labels for name in by_class} | _image_factors(shown)).items()})
     table = {}
     for target in targets[0]:
         reader = by_class.get(target) or linear.Ridge()

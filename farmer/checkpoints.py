@@ -87,7 +87,7 @@ def _is_intact(path: Path) -> bool:
     found = _all_file_facts(path)
     return all(found.get(name) == facts for name, facts in manifest["files"].items())
 
-
+# %% ../nbs/15_checkpoints.ipynb #15-009
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest one that is intact; says so if it is not the newest. Saves that were cut short are removed.
 
@@ -136,7 +136,7 @@ def load_checkpoint(path: Path, facts: Mapping, model: nn.Module, optimizer: Opt
     updates.copy_(state["updates"])
     return _read_manifest(path)["step"]
 
-# %% ../nbs/15_checkpoints.ipynb #15-009
+# %% ../nbs/15_checkpoints.ipynb #15-011
 def _publish(written: Future, partial: Path, path: Path, facts: Mapping) -> None:
     "When all files are written: add the manifest, give the checkpoint its name, and remove what it replaces. Raises OSError if anything fails."
     try:

@@ -169,7 +169,7 @@ def mistake(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     printed = capsys.readouterr().err
     *progress, error = printed.splitlines()
     assert caught.value.code == 2 and error.startswith("farmer: ") and "Traceback" not in printed
-    assert all("step/s" in line for line in progress if line)  # nothing else but the progress bar
+    assert all("%|" in line for line in progress if line)  # nothing else but the progress bar
     return error
 
 

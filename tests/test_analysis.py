@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from farmer import Farmer, analysis, load_dataset
 from farmer.analysis import (
-    Subject, channel_reach, concatenate, image_factors, likelihood_parts, nearest, predict_token, probes, read_picture, redraw_redundant,
+    Subject, _image_factors, channel_reach, concatenate, likelihood_parts, nearest, predict_token, probes, read_picture, redraw_redundant,
     share_between_components, swap_redundant, traverse,
 )  # fmt: skip
 from farmer.data import to_levels
@@ -297,7 +297,7 @@ def test_factors_of_a_known_image():
     images = -torch.ones(2, 3, 8, 8)
     images[0, :, 0, 0] = 1  # white, in the corner
     images[1, 0, 4:, 4:] = 1  # red, in the lower right quarter
-    factors = image_factors(images)
+    factors = _image_factors(images)
     assert_close(factors["position"][0], torch.tensor([-1.0, -1.0]))
     assert_close(factors["position"][1], torch.tensor([4 / 7, 4 / 7]))
     assert_close(factors["stroke"][:, 0], torch.tensor([2 / 64, 16 * 2 / 3 / 64]))
@@ -305,7 +305,7 @@ def test_factors_of_a_known_image():
     red = factors["colour"][1].view(2, 4, 4)
     assert_close(red[:, 3, 3], torch.tensor([2 / 2**0.5, 2 / 6**0.5]))
     assert_close(red[:, :2], torch.zeros(2, 2, 4), rtol=0, atol=1e-6)  # no colour above it
-    assert "colour" not in image_factors(images[:, :1])
+    assert "colour" not in _image_factors(images[:, :1])
 
 
 def test_probes_read_what_is_there():

@@ -15,18 +15,19 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from helpers import farmer_process, free_port
 from PIL import Image
-from test_command_line import farmer
 
-from farmer import explorer
-from farmer.model import Farmer
+from farmer import Farmer
+from farmer.analysis import read_picture
+from farmer.explorer import PANELS, _picture
 
 try:
     from playwright.sync_api import expect, sync_playwright
 except ImportError:
     sync_playwright = None
 
-NOTEBOOK = Path(__file__).parent.parent / "nbs" / "11_explorer.ipynb"
+NOTEBOOK = Path(__file__).parent.parent / "nbs" / "22_explorer.ipynb"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 PATIENCE = 90  # seconds for anything to happen; a busy machine may need them
@@ -105,7 +106,7 @@ class Shown:
     "A panel on a page."
 
     def __init__(self, page, title: str):
-        self.page, self.name = page, explorer.PANELS[title].__name__.lower()
+        self.page, self.name = page, PANELS[title].__name__.lower()
         self.panel = page.locator(f".farmer-{self.name}").first
         self.code, self.alert = self.panel.locator("code").last, self.panel.get_by_role("alert")
 
@@ -158,7 +159,7 @@ def check_code(line: str, shown: dict[str, str]) -> None:
     imports, _, call = line.partition("; ")
     names: dict[str, object] = {}
     exec(imports, names)
-    for name, content in eval(call.replace(").show(", ").draw("), names).items():
+    for name, content in eval(call.replace(").show(", ").render("), names).items():
         if isinstance(content, bytes):
             assert base64.b64decode(shown[name]) == content, name
         elif isinstance(content, str):
@@ -197,9 +198,9 @@ def upload(shown: Shown, folder: Path) -> None:
         shown.choose_file(folder / name)
         after = shown.wait(lambda now: changed(before, now) == start.keys())
         config = Farmer.from_pretrained("glyphs-field").config
-        one = explorer.read_picture((folder / name).read_bytes(), config.image_shape, config.levels)
+        one = read_picture((folder / name).read_bytes(), config.image_shape, config.levels)
         assert changed(before, after) == start.keys()
-        assert base64.b64decode(after["seen"]) == explorer.picture(one, titles=["as the model sees it"], width=144)
+        assert base64.b64decode(after["seen"]) == _picture(one, titles=["as the model sees it"], width=144)
         expect(shown.alert).to_have_count(0)
         if name == "red.png":
             shown.choose_file(folder / "text.png")
@@ -252,12 +253,6 @@ def watched_page(browser):
     page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url} {request.failure}"))
     yield page, complaints
     page.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answers(port: int) -> bool:
@@ -337,7 +332,7 @@ RAN = f"{PROMPTS}.some(text => /[0-9]/.test(text)) && !{PROMPTS}.some(text => te
 
 @pytest.fixture(scope="module")
 def lab_page(browser, tmp_path_factory):
-    "A copy of the lesson in JupyterLab, all its cells run."
+    "A copy of the notebook in JupyterLab, all its cells run."
     folder, port = tmp_path_factory.mktemp("lab"), free_port()
     shutil.copy(NOTEBOOK, folder)
     settings = folder / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
@@ -403,7 +398,7 @@ def test_another_model_on_the_page(fresh_page):
             expect(page.get_by_role("alert")).to_contain_text("no other embedded model was trained on digits")
             assert not shown.look()
         else:
-            expect(shown.code).to_contain_text(f"{explorer.PANELS[title].__name__}(Subject.load('digits')).show()")
+            expect(shown.code).to_contain_text(f"{PANELS[title].__name__}(Subject.load('digits')).show()")
             expect(page.get_by_role("alert")).to_have_count(0)
             seen = shown.wait(lambda now: all(now.values()))
             if title != "Your image":
@@ -423,7 +418,7 @@ def test_interrupt_ends_the_command_and_its_kernels(tmp_path):
 
 
 def test_a_port_in_use_is_refused(explore_port):
-    process = farmer("explore", "--no-browser", "--port", explore_port)
+    process = farmer_process("explore", "--no-browser", "--port", explore_port)
     printed, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and not printed and error.count("\n") == 1
     assert error.startswith(f"farmer: port {explore_port} cannot be used") and "--port" in error
@@ -432,7 +427,7 @@ def test_a_port_in_use_is_refused(explore_port):
 # --- JupyterLab
 
 
-def test_the_lesson_runs_in_jupyterlab(lab_page):
+def test_the_notebook_runs_in_jupyterlab(lab_page):
     page = lab_page[0]
     assert not page.locator(".jp-OutputArea-output").filter(has_text="Traceback (most recent call last)").all_inner_texts()
     assert all(any(map(str.isdigit, text)) for text in page.evaluate(PROMPTS))

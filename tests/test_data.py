@@ -138,7 +138,7 @@ def test_fonts_are_those_that_draw_digits():
     correlation = np.einsum("fdp,gep->fgde", shapes, shapes)
     correlation[np.arange(len(listed)), np.arange(len(listed))] = -1
     recognised = (correlation.max(1).argmax(-1) == np.arange(10)).sum(1)
-    assert {path.stem for path, count in zip(listed, recognised) if count >= 9} == set(data.GLYPH_FONTS)
+    assert {path.stem for path, count in zip(listed, recognised) if count >= 9} == set(data._GLYPH_FONTS)
 
 
 def test_a_missing_font_is_named(tmp_path):

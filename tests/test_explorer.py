@@ -20,7 +20,9 @@ from torch.testing import assert_close
 from farmer import explorer
 from farmer.analysis import predict_token, redraw_redundant
 from farmer.data import ArrayDataset, glyph_item, load_dataset, to_levels
-from farmer.explorer import PANELS, Basis, Bits, Mixture, Panel, Subject, Swap, Traverse, Variance, YourImage, _bar_picture, _over_image, explore, heat_map, picture
+from farmer.explorer import (
+    PANELS, Basis, Bits, Mixture, Panel, Subject, Swap, Traverse, Variance, YourImage, _bar_picture, _heat_map, _over_image, _picture, explore,
+)  # fmt: skip
 from farmer.files import import_optional
 from farmer.model import Latents
 from farmer.patches import patchify
@@ -45,7 +47,7 @@ def cell(file: bytes, column: int, row: int = 0, *, side: int, above: int) -> np
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_picture_is_a_grid_of_whole_enlargements(channels, titles, row_titles, above):
     images = torch.rand(7, channels, 8, 8, generator=seeded()) * 2.4 - 1.2  # clipped beyond 1
-    found = pixels(picture(images, 3, titles, row_titles, width=27))  # 3 screen pixels for each: 24
+    found = pixels(_picture(images, 3, titles, row_titles, width=27))  # 3 screen pixels for each: 24
     assert found.shape == (3 * (above + 24 + 4), 3 * (24 + 4), 4)
     opaque = np.zeros(found.shape[:2], bool)
     for index, image in enumerate(images):
@@ -60,18 +62,18 @@ def test_a_picture_is_a_grid_of_whole_enlargements(channels, titles, row_titles,
 
 def test_sizes_of_pictures():
     image = torch.zeros(2, 1, 8, 8)
-    assert pixels(picture(image)).shape == (68, 2 * 68, 4)  # fewer than the columns
-    assert pixels(picture(image[:1], width=8)).shape == (12, 12, 4)
-    assert pixels(picture(torch.zeros(1, 3, 100, 100))).shape == (68, 68, 4)  # shrunk
-    assert pixels(picture(torch.zeros(1, 1, 8, 16))).shape == (36, 68, 4)
-    assert pixels(picture(torch.zeros(1, 1, 200, 100), width=50)).shape == (104, 54, 4)
-    long = pixels(picture(image[:1], row_titles=["a title wider than the one image below it"]))
+    assert pixels(_picture(image)).shape == (68, 2 * 68, 4)  # fewer than the columns
+    assert pixels(_picture(image[:1], width=8)).shape == (12, 12, 4)
+    assert pixels(_picture(torch.zeros(1, 3, 100, 100))).shape == (68, 68, 4)  # shrunk
+    assert pixels(_picture(torch.zeros(1, 1, 8, 16))).shape == (36, 68, 4)
+    assert pixels(_picture(torch.zeros(1, 1, 200, 100), width=50)).shape == (104, 54, 4)
+    long = pixels(_picture(image[:1], row_titles=["a title wider than the one image below it"]))
     assert long.shape[1] > 200 and long[:24, -10:, 3].any()  # not cut off
 
 
 def test_titles_stand_above_their_images_and_rows():
     image = torch.ones(4, 1, 8, 8)
-    both = pixels(picture(image, 2, ["1", "", "", "4"], ["", "second row"]))[..., 3] > 0
+    both = pixels(_picture(image, 2, ["1", "", "", "4"], ["", "second row"]))[..., 3] > 0
     height = 40 + 64 + 4
     assert not both[:20].any() and both[height : height + 20].any()  # of rows
     above = [both[row * height + 24 : row * height + 42, column * 68 + 4 : column * 68 + 68].any() for row in (0, 1) for column in (0, 1)]
@@ -80,7 +82,7 @@ def test_titles_stand_above_their_images_and_rows():
 
 def test_the_ends_of_the_colour_scales():
     values = torch.tensor([[[0.0, 2.0, 1.0, 5.0, -1.0]]])
-    plain, signed = heat_map(values, 2.0), heat_map(torch.tensor([[[-3.0, 0.0, 3.0, -9.0, 9.0]]]), 3.0, signed=True)
+    plain, signed = _heat_map(values, 2.0), _heat_map(torch.tensor([[[-3.0, 0.0, 3.0, -9.0, 9.0]]]), 3.0, signed=True)
     assert plain.shape == (1, 3, 1, 5) and min(plain.min(), signed.min()) >= -1 and max(plain.max(), signed.max()) <= 1
     colours = [matplotlib.colormaps["cividis"](place)[:3] for place in (0.0, 1.0, 0.5, 1.0, 0.0)]
     assert_close(plain[0, :, 0].T, torch.tensor(colours, dtype=torch.float32) * 2 - 1)
@@ -292,7 +294,7 @@ def test_variance_starts_with_the_held_out_images(digits):
     panel, look = Variance(digits), dict(side=64, above=20)
     with torch.no_grad():
         for index in (0, 9):
-            expected = cell(picture(digits.images[index : index + 1], width=64), 0, side=64, above=0)
+            expected = cell(_picture(digits.images[index : index + 1], width=64), 0, side=64, above=0)
             assert np.array_equal(cell(panel.render()["now"], index, **look), expected)
             strip = panel.render(image=index)["strip"]
             assert np.array_equal(cell(strip, 0, side=64, above=40), expected)
@@ -307,7 +309,7 @@ def test_swap_of_no_token_gives_the_images_back(digits):
         assert np.abs(cell(untouched, column, **look) - cell(untouched, own, **look)).max() <= 1  # up to rounding
         assert np.abs(cell(full, column, **look) - cell(full, own, **look)).max() > 1
     made = digits.model.decode(Latents(digits.latents.informative[3:4], digits.latents.redundant[17:18]))
-    assert np.abs(cell(full, 1, **look) - cell(picture(made, width=144), 0, side=144, above=0)).max() <= 1
+    assert np.abs(cell(full, 1, **look) - cell(_picture(made, width=144), 0, side=144, above=0)).max() <= 1
 
 
 def test_swapping_an_image_with_itself_shows_no_change(digits):
@@ -326,7 +328,7 @@ def test_traversing_is_in_deviations_over_the_held_out_images(digits):
     for channel, group, index in ((1, "informative", 1), (3, "redundant", 0)):
         _, _, latents = digits.pick(4)
         getattr(latents, group)[0, 6, index] += 2 * getattr(digits.latents, group)[:, 6, index].std(correction=0)
-        expected = cell(picture(digits.model.decode(latents), width=144), 0, side=144, above=0)
+        expected = cell(_picture(digits.model.decode(latents), width=144), 0, side=144, above=0)
         outputs = Traverse(digits).render(image=4, token=6, channel=channel, offset=2.0)
         assert np.abs(cell(outputs["now"], 1, side=144, above=20) - expected).max() <= 1
         assert np.abs(cell(outputs["sweep"], 4, side=64, above=40)[::8, ::8] - expected[::18, ::18]).max() <= 1  # titled +2
@@ -336,7 +338,7 @@ def test_the_most_surprising_images_cost_most(digits):
     order, surprise = digits.bits.argsort(), Bits(digits).render()["surprise"]
     for row, chosen in enumerate((order[:6], order[-6:])):
         for column, index in enumerate(chosen):
-            assert np.array_equal(cell(surprise, column, row, side=64, above=40), cell(picture(digits.images[index, None]), 0, side=64, above=0))
+            assert np.array_equal(cell(surprise, column, row, side=64, above=40), cell(_picture(digits.images[index, None]), 0, side=64, above=0))
 
 
 def test_the_bits_in_the_note_are_those_of_the_model(digits):
@@ -376,7 +378,7 @@ def test_basis_makes_what_its_titles_say(digits):
         (_, label, latents), (_, _, other) = subject.pick(4), subject.pick(5)
         states = [redraw_redundant(subject.model, latents, label, scale, seeded()) for scale in (0, 2.0)] + [Latents(latents.informative, other.redundant)]
         for column, state in enumerate(states, 1):
-            expected = cell(picture(subject.model.decode(state), width=96), 0, side=96, above=0)
+            expected = cell(_picture(subject.model.decode(state), width=96), 0, side=96, above=0)
             assert np.abs(cell(rows, column, row, **look) - expected).max() <= 1
 
 
@@ -466,7 +468,7 @@ def test_a_training_image_is_its_own_nearest(digits):
     for index in (0, 777):
         images, _ = digits.training
         nearest_rows = YourImage(digits).render(content=png(images[index]))["nearest"]
-        expected = cell(picture(images[index : index + 1]), 0, side=64, above=0)
+        expected = cell(_picture(images[index : index + 1]), 0, side=64, above=0)
         for row in range(3):
             same = [np.array_equal(cell(nearest_rows, column, row, side=64, above=20), expected) for column in range(3)]
             assert same == [True, True, False]  # the picture, its nearest, the next
@@ -486,7 +488,7 @@ def test_the_latents_are_a_row_a_token(digits):
     values = torch.cat([digits.latents.informative[2], digits.latents.redundant[2]], 1)
     rows = columns = 10
     page = page[:, : columns * values.shape[1]]
-    expected = cell(picture(heat_map(values[None], 3.0, signed=True), width=columns * values.shape[1]), 0, side=10_000, above=0)
+    expected = cell(_picture(_heat_map(values[None], 3.0, signed=True), width=columns * values.shape[1]), 0, side=10_000, above=0)
     assert np.abs(page[rows // 2 :: rows, columns // 2 :: columns, :3].astype(int) - expected[rows // 2 : -4 : rows, columns // 2 : -4 : columns]).max() <= 1
 
 

@@ -45,16 +45,18 @@ class Notebook:
 
 def measure(path: Path) -> Notebook:
     "Count what a notebook holds."
-    words, pictures, code, exported = 0, 0, [], []
+    words, pictures, read, code, exported = 0, 0, 0, [], []
     for cell in json.loads(path.read_text("utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             words += len(re.sub(r"<details.*?</details>", "", source, flags=re.S).split())
         elif not cell["metadata"].get("jupyter", {}).get("source_hidden"):
-            (exported if re.search(r"^#\s*\|\s*export", source, re.M) else code).append(len(source.splitlines()))
+            lines = source.splitlines()
+            (exported if re.search(r"^#\s*\|\s*export", source, re.M) else code).append(len(lines))
+            read += sum(bool(line.strip()) and not line.startswith("#|") for line in lines)
             pictures += sum(any(mime.startswith("image/") for mime in output.get("data", {})) for output in cell["outputs"])
     median = statistics.median(code + exported) if code + exported else 0
-    minutes = words / WORDS_A_MINUTE + sum(code + exported) / LINES_A_MINUTE + pictures / PICTURES_A_MINUTE
+    minutes = words / WORDS_A_MINUTE + read / LINES_A_MINUTE + pictures / PICTURES_A_MINUTE
     return Notebook(path.stem, words, sum(exported), median, max(code, default=0), minutes)
 
 
