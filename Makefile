@@ -77,18 +77,18 @@ pretrained: $(STAMP)
 	done
 
 experiments: $(STAMP)
-	$(BIN)/python experiments/results.py digits
-	$(BIN)/python experiments/results.py glyphs
-	$(BIN)/python experiments/colour.py glyphs-field
-	$(BIN)/python experiments/colour.py glyphs-palette
-	$(BIN)/python experiments/corner_tokens.py
-	$(BIN)/python experiments/guidance.py mixtures
-	$(BIN)/python experiments/guidance.py samples digits
-	$(BIN)/python experiments/guidance.py samples glyphs
-	$(BIN)/python experiments/guidance.py heads
-	$(BIN)/python experiments/inversion.py students
-	$(BIN)/python experiments/inversion.py attempts
-	$(BIN)/python experiments/inversion.py jacobi
+	$(ONE_THREAD) $(BIN)/python experiments/results.py digits
+	$(ONE_THREAD) $(BIN)/python experiments/results.py glyphs
+	$(ONE_THREAD) $(BIN)/python experiments/colour.py glyphs-field
+	$(ONE_THREAD) $(BIN)/python experiments/colour.py glyphs-palette
+	$(ONE_THREAD) $(BIN)/python experiments/corner_tokens.py
+	$(ONE_THREAD) $(BIN)/python experiments/guidance.py mixtures
+	$(ONE_THREAD) $(BIN)/python experiments/guidance.py samples digits
+	$(ONE_THREAD) $(BIN)/python experiments/guidance.py samples glyphs
+	$(ONE_THREAD) $(BIN)/python experiments/guidance.py heads
+	$(ONE_THREAD) $(BIN)/python experiments/inversion.py students
+	$(ONE_THREAD) $(BIN)/python experiments/inversion.py attempts
+	$(ONE_THREAD) $(BIN)/python experiments/inversion.py jacobi
 
 paper: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python experiments/paper.py --jobs 2

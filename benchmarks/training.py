@@ -61,6 +61,7 @@ torch.manual_seed(0)
 with tempfile.TemporaryDirectory() as folder:
     model = Farmer(preset.model)
     trainer = Trainer(Likelihood(model) if Likelihood else model, Turns(train), test, config, folder, device="cpu")
+    print(config.batch_size, flush=True)
     (trainer.fit if Likelihood else trainer.train)()
 """
 
@@ -70,7 +71,8 @@ class Run:
 
     def __init__(self, checkout: Path, preset: str):
         command = [sys.executable, "-c", RUN, str(checkout), preset, str(STEPS)]
-        self.process = subprocess.Popen(command, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(command, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+        self.images = int(self.process.stdout.readline()) * STEPS  # of a turn
 
     def turn(self) -> float:
         "Seconds of the next ten steps."
@@ -100,7 +102,7 @@ def main() -> None:
             run.end()
         ratios = [other / this for other, this in zip(seconds["other"][2:], seconds["this"][2:])]  # the first turns warm up
         low, middle, high = statistics.quantiles(ratios, n=4)
-        other, this = (64 * STEPS / statistics.median(values[2:]) for values in seconds.values())
+        other, this = (run.images / statistics.median(seconds[name][2:]) for name, run in runs.items())
         print(f"{preset:8} images/s: other {other:5.0f}, this {this:5.0f}; this is {middle:.3f} times as fast ({low:.3f} to {high:.3f})", flush=True)
 
 

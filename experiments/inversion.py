@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from farmer.flow import Flow
 from farmer.inversion import Student, certify, guessed_inverse, invert_block
-from farmer.model import Farmer, Latents, make_flow
+from farmer.model import Farmer, Latents
 from farmer.patches import dequantize
 from farmer.presets import DISTILLATION
 from farmer.transformer import TransformerLayer
@@ -188,7 +188,7 @@ def attempt(
 ) -> nn.Module:
     torch.manual_seed(seed)
     generator, dataset, flow = torch.Generator().manual_seed(seed), judge_of("glyphs").train, model.flow
-    student = make_student(make_flow(model.config) if weights == "new" else copy.deepcopy(flow).requires_grad_(True))
+    student = make_student(Farmer(model.config).flow if weights == "new" else copy.deepcopy(flow).requires_grad_(True))
     optimizer = torch.optim.AdamW(student.parameters(), lr=DISTILLATION.learning_rate, betas=DISTILLATION.betas, weight_decay=0.0)
     order = torch.cat([torch.randperm(len(dataset), generator=generator) for _ in range(math.ceil(64 * steps / len(dataset)))])
     for step in range(steps):

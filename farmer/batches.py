@@ -36,7 +36,7 @@ class BatchStream:
         self.first_step, self.last_step = first_step, last_step
 
     def __len__(self) -> int:
-        return self.last_step - self.first_step
+        return max(0, self.last_step - self.first_step)
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, offset = divmod(self.first_step * self.batch_size, self.length)

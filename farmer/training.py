@@ -244,8 +244,7 @@ class Trainer:
         not finite, ValueError for too many unreadable images, OSError for a checkpoint that cannot be written.
         """
         config, last_step = self.config, min(last_step or self.config.steps, self.config.steps)
-        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not self.ranks.first)
-        with bar, self.termination, self.writer.until_saved():
+        with tqdm(total=config.steps, initial=self.step, unit="step", disable=not self.ranks.first) as bar, self.termination, self.writer.until_saved():
             self.speed.restart(self.step)
             for batch in self.batches(last_step):
                 record = self.train_step(batch)
@@ -258,6 +257,7 @@ class Trainer:
                     self.log.write(self.evaluate())
                 if self.step % config.save_every == 0 or self.step == last_step or self.stopping:
                     self.writer.save(self.step, self.facts, *self.parts)
+                    self.speed.restart(self.step)
                 if self.stopping:
                     break
         if self.stopping:

@@ -329,7 +329,7 @@ def test_numbered_notebooks_assert(notebook):
     assert any(re.search(r"^\s*assert\b|\bassert_\w+\(", source, re.M) for source in shown), "no assertion outside the exported cells"
 
 
-@pytest.mark.parametrize("notebook, following", list(itertools.pairwise(NUMBERED), ids=lambda path: path.stem))
+@pytest.mark.parametrize("notebook, following", list(itertools.pairwise(NUMBERED)), ids=lambda path: path.stem)
 def test_the_end_leads_to_the_next_notebook(notebook, following):
     last = [cell["source"] for cell in cells(notebook) if cell["cell_type"] == "markdown"][-1]
     links = re.findall(r"\*{0,2}Next:\*{0,2}.*?\]\(([^()\s]+)\)", last)
