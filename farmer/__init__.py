@@ -5,7 +5,7 @@ Importing the package imports nothing else. Its public names, and its modules as
 import importlib
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Farmer", "FarmerConfig", "Jacobi", "Student", "certify", "load_dataset"]
 
 _MODULE_OF = {

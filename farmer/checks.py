@@ -10,7 +10,7 @@ from torch import Tensor
 def check_number(name: str, value: object, interval: str, whole: bool = False) -> None:
     "Raise ValueError unless the value is a finite number, or a whole one, in an interval such as `[0, 1)` or `(0, inf)`."
     low, high = (float(end) for end in interval[1:-1].split(","))
-    fits = type(value) is int if whole else type(value) in (int, float) and math.isfinite(value)
+    fits = type(value) is int if whole else isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     fits = fits and (low <= value if interval[0] == "[" else low < value) and (value <= high if interval[-1] == "]" else value < high)
     if not fits:
         limits = f"in {interval}" if math.isfinite(high) else f"{low:g} or more" if interval[0] == "[" else f"above {low:g}"
@@ -156,6 +156,6 @@ def check_guidable(config: object, labels: Tensor) -> None:  # (B,)
 
 
 def check_inverse(inverse: object) -> None:
-    "Raise ValueError unless it is None or something that can be called."
-    if not (inverse is None or callable(inverse) or hasattr(inverse, "of")):
+    "Raise ValueError unless it is None, a function, or an object that gives one for a flow; a class is neither."
+    if isinstance(inverse, type) or not (inverse is None or callable(inverse) or hasattr(inverse, "of")):
         raise ValueError(f"inverse must be None for the exact one, Jacobi(), a Student, or any function from z to x; got {inverse!r}")

@@ -33,7 +33,7 @@ from .transformer import CausalTransformer, TransformerLayer
 # %% ../nbs/14_distributed.ipynb #14-004
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """How a run is executed. Nothing here changes what is computed, beyond rounding and the numbers of dropout, so all of it
+    """How a run is executed. Nothing here changes what is computed, beyond rounding and the random numbers of dropout, so all of it
     may change when a run goes on. Raises ValueError for impossible values.
     """
 

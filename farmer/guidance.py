@@ -228,9 +228,10 @@ class Guided(Ancestral):
 
     def __init__(self, guidance: Guidance, num_classes: int):  # num_classes itself is the null class
         self.guidance, self.num_classes = guidance, num_classes
+        self.steps, self.log_posterior, self.pool_size = [], [], None
 
     def sequences(self, labels: Tensor) -> Tensor:  # (B,) -> (2B,)
-        self.steps, self.log_posterior = [], [torch.full(labels.shape, -math.log(self.num_classes), device=labels.device)]
+        self.steps, self.log_posterior, self.pool_size = [], [], None
         return torch.cat([labels, torch.full_like(labels, self.num_classes)])
 
     def pair(self, mixture: GaussianMixture) -> tuple[GaussianMixture, GaussianMixture]:
@@ -240,6 +241,8 @@ class Guided(Ancestral):
 
     def draw(self, mixture: GaussianMixture, generator: torch.Generator | None) -> Tensor:  # batch shape (2B,) -> (B, d_I)
         conditional, unconditional = self.pair(mixture)
+        if not self.log_posterior:
+            self.log_posterior.append(torch.full_like(conditional.logits[:, 0], -math.log(self.num_classes)))
         drawn = self.guidance.draw(conditional, unconditional, self.log_posterior[-1].exp(), generator)
         value = drawn.value[0]
         log_ratio = conditional.log_prob(value) - unconditional.log_prob(value)
@@ -252,8 +255,12 @@ class Guided(Ancestral):
         return redundant
 
     @property
-    def report(self) -> GuidanceReport:
-        return GuidanceReport(*(torch.stack(column, dim=1) for column in (*zip(*self.steps), self.log_posterior)), self.pool_size)
+    def report(self) -> GuidanceReport | None:
+        "Of the run; None before it."
+        if not self.steps:
+            return None
+        pool = None if self.pool_size is None else self.pool_size.clone()  # outside inference mode, in which it was made
+        return GuidanceReport(*(torch.stack(column, dim=1) for column in (*zip(*self.steps), self.log_posterior)), pool)
 
 # %% ../nbs/06_guidance.ipynb #06-056
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import farmer
-from .checks import check_labels
+from .checks import check_labels, check_latents, check_number
+from .files import checksum
 from .flow import AutoregressiveBlock, Flow
 from .model import Farmer, Latents, evaluating
 
@@ -62,6 +63,12 @@ def invert_block(block: AutoregressiveBlock, z: Tensor, tolerance: float) -> Jac
     return JacobiInverse(x, rounds, change)
 
 
+def _check_tolerance(tolerance: float, dtype: torch.dtype) -> None:
+    resolution = torch.finfo(dtype).eps
+    if not tolerance >= resolution:
+        raise ValueError(f"tolerance {tolerance:g} is below the resolution of {dtype}, {resolution:.1e}; use a larger one, or float64")
+
+
 @torch.no_grad()
 def jacobi_inverse(
     flow: Flow,
@@ -73,9 +80,7 @@ def jacobi_inverse(
         raise ValueError("a coupling flow is inverted exactly in one pass; use inverse=None")
     if z.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"latents are {z.dtype}; iterate in float32 or float64, under autocast if speed matters")
-    resolution = torch.finfo(z.dtype).eps
-    if not tolerance >= resolution:
-        raise ValueError(f"tolerance {tolerance:g} is below the resolution of {z.dtype}, {resolution:.1e}; use a larger one, or float64")
+    _check_tolerance(tolerance, z.dtype)
     rounds, change = [], []
     for block in reversed(flow.blocks):
         z, *found = invert_block(block, z, tolerance)
@@ -87,16 +92,19 @@ def jacobi_inverse(
 class Jacobi:
     """The way back by Jacobi iterations, for `decode(latents, inverse=Jacobi())`; exact to a tolerance, all tokens in parallel.
 
-    Afterwards `rounds` (B, n) tells how many parallel passes each block took. Warns where an image has not settled.
+    Afterwards `rounds` (B, n) tells how many parallel passes each block of the last batch took. Warns where an image has not settled.
     """
 
     def __init__(self, tolerance: float = 1e-5):  # largest change of a value at which a block counts as inverted
+        check_number("tolerance", tolerance, "(0, inf)")
         self.tolerance, self.rounds = tolerance, None
 
     def of(self, flow: Flow) -> Callable[[Tensor], Tensor]:  # z (B, N, d) -> x (B, N, d)
         "The way back through this flow. Raises ValueError for a coupling flow."
         if not _is_autoregressive(flow):
             raise ValueError("a coupling flow is inverted exactly in one pass; use inverse=None")
+        _check_tolerance(self.tolerance, next(flow.parameters()).dtype)
+        self.rounds = None
 
         def inverse(z: Tensor) -> Tensor:
             found = jacobi_inverse(flow, z, self.tolerance)
@@ -105,7 +113,7 @@ class Jacobi:
                 warnings.warn(
                     f"Jacobi did not reach tolerance {self.tolerance:g} for {moving.sum()} of {len(z)} images: values still move by"
                     f" {found.change.max():.1e} when all should stand still; use float64 or a larger tolerance, and `certify` the images",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             return found.x
 
@@ -123,6 +131,7 @@ class Student(nn.Module):
         super().__init__()
         if not _is_autoregressive(flow):
             raise ValueError("only an autoregressive flow needs a student; a coupling flow is inverted exactly in one pass, by inverse=None")
+        self.flow_checksums = checksum(flow), checksum(flow, torch.float16)  # as it is, and as a file of half size holds it
         self.blocks = copy.deepcopy(flow.blocks).requires_grad_(True)
         for block in self.blocks:
             for layer in block.transformer.layers:
@@ -158,7 +167,7 @@ class Student(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> "Student":
         "Load the student of an embedded model, of a folder, or of a model on the hub. Raises FileNotFoundError if it has none."
-        return farmer.pretrained.load_student(name)
+        return farmer.pretrained.load_student(name, cls)
 
 # %% ../nbs/08_inversion.ipynb #08-027
 def student_loss(student: Student, flow: Flow, x: Tensor) -> Tensor:  # x (B, N, d), noised tokens -> (B,)
@@ -191,12 +200,16 @@ def certify(
     latents: Latents,  # of which it made them
     labels: Tensor | None = None,  # (B,), for the log-density; None: the null class
 ) -> Certificate:
-    "Judge an inverse without running the exact one: one pass of the flow and of the prior. Raises ValueError for labels that do not fit."
-    labels = check_labels([model.null_class] * len(images) if labels is None else labels, model.config.num_classes, None, model.device)
+    "Judge an inverse without running the exact one: one pass of the flow and of the prior. Raises ValueError for what does not fit together."
+    config, partition = model.config, model.partition
+    check_latents(latents.informative, latents.redundant, config.tokens, partition.informative, partition.redundant)
+    if tuple(images.shape) != (len(latents.informative), *config.image_shape):
+        raise ValueError(f"images of shape {tuple(images.shape)} are not of these {len(latents.informative)} latents; pass what decode made of them")
+    labels = check_labels([model.null_class] * len(images) if labels is None else labels, config.num_classes, None, model.device)
     if len(labels) != len(images):
         raise ValueError(f"{len(labels)} labels for {len(images)} images; give one for each, or none")
     with evaluating(model):
         reached, log_scale = model.flow(model.tokens_of(images.to(model.basis.matrix)))
         log_prob = sum(part.sum(1) for part in model.prior(reached, labels)) + log_scale.sum((1, 2))
-    off = reached - model.partition.join(latents.informative, latents.redundant).to(reached)
+    off = reached - partition.join(latents.informative, latents.redundant).to(reached)
     return Certificate(off.abs().amax((1, 2)), off.square().mean((1, 2)).sqrt(), log_prob)

@@ -7,7 +7,7 @@ __all__ = ['FarmerConfig', 'Latents', 'LogProb', 'evaluating', 'Farmer']
 
 # %% ../nbs/07_model.ipynb #07-003
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -243,7 +243,9 @@ class Farmer(nn.Module):
     def way_back(self, inverse: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
         "From z to x. An `inverse` with a method `of` is asked for its way back through this flow."
         check_inverse(inverse)
-        return inverse.of(self.flow) if hasattr(inverse, "of") else inverse or self.flow.inverse
+        if hasattr(inverse, "of"):
+            return inverse.of(self.flow)
+        return self.flow.inverse if inverse is None else inverse
 
     @torch.no_grad()
     def sample_latents(
@@ -256,11 +258,11 @@ class Farmer(nn.Module):
         "Draw latents from the prior, one per label. Under guidance, their `report` says how it went, token by token."
         check_generator(generator, self.device)
         labels = check_labels(labels, self.config.num_classes, None, self.device)
-        guidance = guidance if isinstance(guidance, Guidance) else PosteriorGuidance(guidance)
+        way = guidance if isinstance(guidance, Guidance) else PosteriorGuidance(guidance)
         policy = Ancestral()
-        if guidance != PosteriorGuidance(0):
+        if way is guidance or way.scale > 0:
             check_guidable(self.config, labels)
-            policy = Guided(guidance, self.config.num_classes)
+            policy = Guided(way, self.config.num_classes)
         with evaluating(self):
             z = self.prior.sample(labels, policy=policy, generator=generator)
         return Latents(*self.partition.split(z), report=policy.report)
@@ -281,14 +283,14 @@ class Farmer(nn.Module):
         return self.decode(self.sample_latents(labels, guidance=guidance, generator=generator), inverse=way_back)
 
     def save_pretrained(self, folder: str | os.PathLike, half: bool = False) -> None:
-        "Write `config.json` and `model.safetensors` (see `farmer.pretrained.save_model`). With `half`, weights are rounded to float16."
+        "Write `config.json` and `model.safetensors`, a student by itself (see `farmer.pretrained.save_model`). `half`: weights in float16."
         farmer.pretrained.save_model(self, folder, half)
 
-    def push_to_hub(self, repo_id: str, **options) -> str:
-        "Upload to the Hugging Face hub as `owner/name`; the address. Options are those of `farmer.pretrained.push_model`."
-        return farmer.pretrained.push_model(self, repo_id, **options)
+    def push_to_hub(self, repo_id: str, evaluation: Mapping | None = None, private: bool = False, student: nn.Module | None = None) -> str:
+        "Upload to the Hugging Face hub as `owner/name`, with a card and, if given, its student; the address. See `farmer.pretrained.push_model`."
+        return farmer.pretrained.push_model(self, repo_id, evaluation, private, student)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> "Farmer":
         "Load an embedded model, a folder written by `save_pretrained`, or one from the hub, on the CPU and in evaluation mode."
-        return farmer.pretrained.load_model(name)
+        return farmer.pretrained.load_model(name, cls)

@@ -14,12 +14,11 @@ from torch import Tensor
 from .checkpoints import fingerprint
 from .data import ImageDataset
 from .distributed import forward_flops
-from .files import spread
+from .files import checksum, spread
 from .inversion import Student, certify, student_loss
 from .model import Farmer
 from .patches import bits_per_dimension, dequantize
 from .plots import save_images
-from .pretrained import checksum
 
 # %% ../nbs/18_objectives.ipynb #18-004
 @torch.no_grad()
@@ -47,7 +46,8 @@ def _ten_of_each(model: Farmer, seed: int) -> tuple[Tensor, torch.Generator]:
 
 def _save_grid(images: Tensor, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
-    save_images(images, path, columns=len(images) // 10)
+    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1]  # what a picture can hold
+    save_images(shown, path, columns=len(images) // 10)
 
 
 class Likelihood:
@@ -65,9 +65,10 @@ class Likelihood:
         return fingerprint(dataset)
 
     def prepare(self, dataset: ImageDataset) -> None:
-        "Fit the channel basis to 4096 images at most."
-        images, _ = dataset.batch(spread(4096, len(dataset)))
-        self.module.basis.fit(images, self.config.patch_size, self.config.basis)
+        "Fit the channel basis to 4096 images at most, unless the model has been trained already: its flow knows its own basis."
+        if torch.equal(self.module.basis.matrix, torch.eye(self.config.token_channels).to(self.module.basis.matrix)):
+            images, _ = dataset.batch(spread(4096, len(dataset)))
+            self.module.basis.fit(images, self.config.patch_size, self.config.basis)
 
     def flops(self) -> int:
         return 3 * forward_flops(self.module, (1, *self.config.image_shape), (1,))  # forward, and twice that for the gradients

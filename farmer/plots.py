@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_shown
+from .checks import check_number, check_shown
 from .files import import_optional, replace_files
 
 
@@ -22,6 +22,7 @@ def image_grid(
 ) -> Tensor:  # (height, width, 3) in [0, 1]
     "Lay images out in rows. Raises ValueError for images that cannot be shown."
     check_shown(images)
+    check_number("columns", columns, "[1, inf)", whole=True)
     images = images.detach().cpu().float().clamp(-1, 1).add(1).div(2).expand(-1, 3, -1, -1)
     factor = 1 if width is None else width / images.shape[-1]
     if factor >= 1:

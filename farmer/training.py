@@ -207,7 +207,8 @@ class Trainer:
         device: torch.device | str | None = None,  # None: the best there is
         execution: ExecutionConfig = ExecutionConfig(),
     ):
-        check_same_facts(train, objective.config)
+        for dataset in (train, held_out):
+            check_same_facts(dataset, objective.config)
         self.objective, self.dataset, self.held_out, self.config, self.execution = objective, train, held_out, config, execution
         self.folder, self.device, self.ranks, self.termination = Path(folder), torch.device(device or best_device()), Ranks(), Termination()
         self.step, self.read, self.unreadable, self.stopping = 0, 0, 0, False
@@ -215,7 +216,6 @@ class Trainer:
         self.slices = split_batch(config.batch_size, self.ranks.rank, self.ranks.count, execution.accumulation)
         data = self.ranks.on_first(lambda: objective.identity(train))
         self.facts = {"model_config": asdict(objective.config), "training_config": asdict(config), "data": data}
-
         self.ranks.on_first(lambda: objective.prepare(train))
         self.ranks.copy_from_first(objective.module)
         self.copy = copy.deepcopy(objective.module) if self.ranks.active and self.ranks.first else None
@@ -230,7 +230,6 @@ class Trainer:
         adam = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay, "fused": self.device.type != "mps"}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **adam)
         self.parts = self.model, self.optimizer, self.ema, self.average.updates  # all that a step changes
-
         self.writer = CheckpointWriter(self.folder, self.ranks, execution.timeout)
         if (saved := self.ranks.on_first(lambda: newest_checkpoint(self.folder))) is not None:
             self.step = load_checkpoint(saved, self.facts, *self.parts)
@@ -243,7 +242,7 @@ class Trainer:
         SIGTERM ends the process, of all ranks, after the step and a save. Raises FloatingPointError for a value that is
         not finite, ValueError for too many unreadable images, OSError for a checkpoint that cannot be written.
         """
-        config, last_step = self.config, min(last_step or self.config.steps, self.config.steps)
+        self.stopping, config, last_step = False, self.config, min(last_step or self.config.steps, self.config.steps)
         with tqdm(total=config.steps, initial=self.step, unit="step", disable=not self.ranks.first) as bar, self.termination, self.writer.until_saved():
             self.speed.restart(self.step)
             for batch in self.batches(last_step):
@@ -253,6 +252,7 @@ class Trainer:
                     record.update(self.speed.record(self.step))
                     bar.set_postfix_str(f"loss {record['loss']:.3f} {self.objective.unit}, {record['images_per_second']:.0f} images/s")
                     self.log.write(record)
+                    self.speed.restart(self.step)
                 if self.step == config.steps or (self.step % config.evaluate_every == 0 and not self.stopping):
                     self.log.write(self.evaluate())
                 if self.step % config.save_every == 0 or self.step == last_step or self.stopping:

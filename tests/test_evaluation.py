@@ -237,7 +237,7 @@ def test_ways_back_have_names(tmp_path):
     assert inverse_by_name("exact", "digits") is None and isinstance(inverse_by_name("student", "digits"), Student)
     found = inverse_by_name("jacobi", "digits", 1e-3)
     assert isinstance(found, Jacobi) and found.tolerance == 1e-3
-    complaint(ValueError, lambda: inverse_by_name("fast", "digits"), "exact, jacobi or student", "'fast'")
+    complaint(ValueError, lambda: inverse_by_name("fast", "digits"), "exact, jacobi, student", "'fast'")
     complaint(FileNotFoundError, lambda: inverse_by_name("student", "glyphs-field"), "glyphs-field has no student")
 
 

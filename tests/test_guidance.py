@@ -2,6 +2,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import distributions
@@ -180,11 +181,14 @@ def test_latents_come_with_a_report(way):
 def test_scale_0_is_no_guidance_and_a_number_is_the_default_way():
     model, labels = small(), [0, 1, 2]
     plain = model.sample(labels, generator=seeded())
-    for nothing in (0.0, 0, PosteriorGuidance(0.0)):
+    for nothing in (0.0, 0):
         assert torch.equal(plain, model.sample(labels, guidance=nothing, generator=seeded()))
     for way in WAYS:
         assert_close(model.sample(labels, guidance=way(0.0), generator=seeded()), plain, rtol=0, atol=1e-5)
-    assert model.sample_latents(labels, generator=seeded()).report is None
+        assert model.sample_latents(labels, guidance=way(0.0)).report.log_posterior.shape == (3, 5)
+    assert model.sample_latents(labels, generator=seeded()).report is None and Guided(PosteriorGuidance(1.0), 3).report is None
+    double = model.double().sample_latents(labels, guidance=np.float64(2)).report
+    assert double.log_posterior.dtype == torch.float64 and not double.log_posterior.is_inference()
     assert torch.equal(model.sample(labels, guidance=1.5, generator=seeded()), model.sample(labels, guidance=PosteriorGuidance(1.5), generator=seeded()))
 
 

@@ -76,8 +76,9 @@ def test_values_that_never_stand_still_are_reported():
     latents = model.encode(clean_images())
     latents.redundant = torch.full_like(latents.redundant, 3e38)  # beyond what float32 can undo
     latents.redundant[2:] = 0
-    with pytest.warns(UserWarning, match="did not reach tolerance 1e-05 for 2 of 6 images: values still move by"):
+    with pytest.warns(UserWarning, match="did not reach tolerance 1e-05 for 2 of 6 images: values still move by") as caught:
         images = model.decode(latents, inverse=jacobi)
+    assert {warning.filename for warning in caught} == {__file__}
     residual = certify(model, images, latents).residual
     assert jacobi.rounds[:2].max() == 5 and not (residual[:2] < 1).any() and (residual[2:] < 1e-3).all()
 
@@ -158,10 +159,14 @@ def test_ways_back_sample_alike():
 def test_ways_back_that_cannot_be_are_refused_before_anything_is_drawn():
     model, latents = small(), small().encode(clean_images())
     with mock.patch.object(model.prior, "sample", side_effect=AssertionError("drawn in vain")):
-        complaint(ValueError, lambda: model.sample([0], inverse="student"), "inverse must be None", "'student'")
+        for wrong in ("student", Jacobi, Student):  # a class is no way back yet
+            complaint(ValueError, lambda: model.sample([0], inverse=wrong), "inverse must be None")
+        complaint(ValueError, lambda: model.sample([0], inverse=Jacobi(1e-12)), "resolution of torch.float32")
         complaint(ValueError, lambda: model.sample([0], inverse=Student(small(flow_blocks=3).flow)), "another architecture")
         complaint(ValueError, lambda: model.sample([0], inverse=Student(model.flow).double()), "torch.float64", "student.to")
+    complaint(ValueError, lambda: Jacobi("fine"), "tolerance must be a finite number, above 0")
     complaint(ValueError, lambda: certify(model, clean_images(), latents, [0, 1]), "2 labels", "6 images")
+    complaint(ValueError, lambda: certify(model, clean_images()[:1], latents), "(1, 1, 4, 4)", "6 latents")
 
 
 @pytest.mark.parametrize("way", ["exact", "jacobi", "student"])

@@ -259,6 +259,21 @@ def test_a_student_is_saved_and_loaded_beside_its_model(tmp_path):
     assert not (tmp_path / "student.safetensors").exists()
 
 
+def test_a_student_of_the_whole_flow_belongs_to_its_file_of_half_size(tmp_path):
+    model = small()
+    model.save_pretrained(tmp_path, half=True)
+    Student(model.flow).save_pretrained(tmp_path)
+    assert Student.from_pretrained(tmp_path).of(Farmer.from_pretrained(tmp_path).flow)
+
+
+def test_a_sub_class_loads_as_itself(tmp_path):
+    class Own(Farmer):
+        pass
+
+    small().save_pretrained(tmp_path)
+    assert type(Own.from_pretrained(tmp_path)) is Own
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_a_student_survives_saving_in_any_precision(tmp_path, dtype):
     model = small()
@@ -272,7 +287,8 @@ def test_students_of_other_models_are_refused(tmp_path):
         model = small(**options)
         model.save_pretrained(tmp_path / name)
         Student(model.flow).save_pretrained(tmp_path / name)
-    complaint(ValueError, lambda: Student(model.flow).save_pretrained(tmp_path / "own"), "another architecture")
+    for other in (model, small(seed=1)):  # of another architecture, and of the same one
+        complaint(ValueError, lambda: Student(other.flow).save_pretrained(tmp_path / "own"), "another model")
     path = tmp_path / "own" / "student.safetensors"
     whole = path.read_bytes()
     load = lambda: Student.from_pretrained(tmp_path / "own")

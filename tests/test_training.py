@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import complaint, make_trainer, short_training, stripes, stripes_config, weights_of
+from helpers import complaint, make_trainer, seeded, short_training, stripes, stripes_config, weights_of
 from torch.testing import assert_close
 
 from farmer import training
 from farmer.checkpoints import checkpoints
-from farmer.data import ArrayDataset
+from farmer.data import ArrayDataset, load_dataset
 from farmer.model import Farmer
 from farmer.objectives import Likelihood, evaluate_bits_per_dim
 from farmer.training import Trainer, TrainingConfig, plot_log, read_log
@@ -69,6 +69,31 @@ def test_a_model_without_classes_trains_on_data_that_has_some(tmp_path):
     trainer = make_trainer(tmp_path, config=stripes_config(num_classes=0))
     trainer.fit()
     assert read_log(tmp_path)[-1]["held_out_average"] > 0
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_pictures_of_samples_show_what_a_picture_can_hold(tmp_path, channels):
+    values = torch.randint(5, (20, channels, 4, 4), generator=seeded(), dtype=torch.uint8)
+    data = ArrayDataset(values, torch.arange(20) % 2, 5, ["across", "down"])
+    config = stripes_config(image_shape=(channels, 4, 4))
+    trainer = Trainer(Likelihood(Farmer(config)), data, data, short_training(steps=2, evaluate_every=2), tmp_path, device="cpu")
+    trainer.fit()
+    assert len(list((tmp_path / "samples").iterdir())) == 1
+
+
+def test_a_trained_model_keeps_its_basis(tmp_path):
+    "The axes of a basis that is fitted anew may turn, and its flow would not know them. More images than the fit looks at."
+    model, train = Farmer.from_pretrained("glyphs"), load_dataset("glyphs")
+    before = model.basis.matrix.clone()
+    Trainer(Likelihood(model), train, load_dataset("glyphs", "test"), short_training(), tmp_path, device="cpu")
+    assert torch.equal(model.basis.matrix, before)
+    fresh = Farmer(model.config)
+    Likelihood(fresh).prepare(train)
+    assert_close(fresh.basis.matrix, before, rtol=0, atol=1e-4)  # it was fitted to the same images, once
+
+
+def test_held_out_images_must_fit_the_model_too(tmp_path):
+    complaint(ValueError, lambda: Trainer(Likelihood(Farmer(stripes_config())), stripes(), load_dataset("digits"), short_training(), tmp_path), "image_shape")
 
 
 def test_schedules():
