@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
@@ -28,13 +27,12 @@ from tqdm.auto import tqdm
 
 from .data import ImageDataset, to_levels
 from .distributed import Ranks
-from .files import replace_files
+from .files import replace_files, spread
 
 # %% ../nbs/15_checkpoints.ipynb #15-004
 def fingerprint(dataset: ImageDataset) -> str:
     "Tells data sets apart: the number of images and a checksum of 16 of them, with labels, spread evenly."
-    places = torch.linspace(0, len(dataset) - 1, min(16, len(dataset))).long()  # part of the format: rounded down, unlike `files.spread`
-    images, labels = dataset.batch(places.tolist())
+    images, labels = dataset.batch(spread(16, len(dataset)))
     pixels = to_levels(images, dataset.levels)
     return f"{len(dataset)} images, {zlib.crc32(labels.numpy().tobytes(), zlib.crc32(pixels.numpy().tobytes())):08x}"
 
@@ -109,13 +107,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def _check_same_run(path: Path, facts: Mapping) -> None:
     "Raise ValueError, naming what differs, unless a checkpoint belongs to a run of these facts: `model_config`, `training_config`, `data`."
     then, now = _read_manifest(path), json.loads(json.dumps(facts))
-    for kind in ("model_config", "training_config"):
-        old, new = then[kind], now[kind]
+    for kind, advice in (("model_config", "its settings"), ("training_config", "its settings"), ("data", "the same data and model")):
+        old, new = (one[kind] if isinstance(one[kind], dict) else {"data": one[kind]} for one in (then, now))
         changed = [f"{name} {old.get(name)} -> {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
         if changed:
-            raise ValueError(f"{path} belongs to another run ({'; '.join(changed)}); use its settings or a new folder")
-    if then["data"] != now["data"]:
-        raise ValueError(f"{path} belongs to another run ({then['data']} -> {now['data']}); use the same data and model, or a new folder")
+            raise ValueError(f"{path} belongs to another run ({'; '.join(changed)}); use {advice} or a new folder")
 
 
 def _state(model: nn.Module, optimizer: Optimizer, average: nn.Module, updates: Tensor) -> dict:

@@ -18,9 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
-if __name__ == "__main__":  # threads that wait should sleep, not spin; see farmer/__main__.py
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import torch
 import tyro
 
@@ -59,7 +56,7 @@ def _announce(trainer: Trainer, what: str) -> None:
 
 @dataclass(frozen=True)
 class Train:
-    "Train a model. The same command again goes on from the last checkpoint, on any number of GPUs: `torchrun ... -m farmer.cli train ...`."
+    "Train a model. The same command again goes on from the last checkpoint, on any number of GPUs: `torchrun ... -m farmer train ...`."
 
     data: str
     "a data set's name, a folder of class sub-folders of images, or one that holds train/ and test/"

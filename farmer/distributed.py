@@ -160,16 +160,13 @@ class Termination:
     def __enter__(self) -> "Termination":
         self.asked = False
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self.ask)
+            self.before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
         return self
 
     def __exit__(self, *_) -> None:
         if self.before is not None:
             signal.signal(signal.SIGTERM, self.before)
         self.before = None
-
-    def ask(self, *_) -> None:
-        self.asked = True
 
 # %% ../nbs/14_distributed.ipynb #14-016
 _set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # the latter in older versions of torch

@@ -1,5 +1,4 @@
 """Small helpers that several modules need: files, checksums, optional packages, indices spread evenly."""
-import errno
 import hashlib
 import importlib
 import os
@@ -45,11 +44,6 @@ def replace_files(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -
         for partial in temporary.values():
             partial.unlink(missing_ok=True)
         raise
-
-
-def is_full(error: OSError) -> bool:
-    "Whether an error says that no space is left."
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def spread(count: int, length: int) -> list[int]:

@@ -63,7 +63,12 @@ def invert_block(block: AutoregressiveBlock, z: Tensor, tolerance: float) -> Jac
     return JacobiInverse(x, rounds, change)
 
 
-def _check_tolerance(tolerance: float, dtype: torch.dtype) -> None:
+def _check_jacobi(flow: Flow, tolerance: float, dtype: torch.dtype) -> None:
+    "Raise ValueError for a flow that Jacobi cannot undo, for half precision, or a tolerance below that of 1.0."
+    if not _is_autoregressive(flow):
+        raise ValueError("a coupling flow is inverted exactly in one pass; use inverse=None")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"latents are {dtype}; iterate in float32 or float64, under autocast if speed matters")
     resolution = torch.finfo(dtype).eps
     if not tolerance >= resolution:
         raise ValueError(f"tolerance {tolerance:g} is below the resolution of {dtype}, {resolution:.1e}; use a larger one, or float64")
@@ -75,12 +80,8 @@ def jacobi_inverse(
     z: Tensor,  # (B, N, d)
     tolerance: float = 1e-5,  # largest change of a value at which a block counts as inverted
 ) -> JacobiInverse:
-    "Undo a flow by Jacobi iterations, all tokens in parallel. Raises ValueError for half precision, or a tolerance below that of 1.0."
-    if not _is_autoregressive(flow):
-        raise ValueError("a coupling flow is inverted exactly in one pass; use inverse=None")
-    if z.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"latents are {z.dtype}; iterate in float32 or float64, under autocast if speed matters")
-    _check_tolerance(tolerance, z.dtype)
+    "Undo a flow by Jacobi iterations, all tokens in parallel. Raises ValueError for what cannot be undone so."
+    _check_jacobi(flow, tolerance, z.dtype)
     rounds, change = [], []
     for block in reversed(flow.blocks):
         z, *found = invert_block(block, z, tolerance)
@@ -101,9 +102,7 @@ class Jacobi:
 
     def of(self, flow: Flow) -> Callable[[Tensor], Tensor]:  # z (B, N, d) -> x (B, N, d)
         "The way back through this flow. Raises ValueError for a coupling flow."
-        if not _is_autoregressive(flow):
-            raise ValueError("a coupling flow is inverted exactly in one pass; use inverse=None")
-        _check_tolerance(self.tolerance, next(flow.parameters()).dtype)
+        _check_jacobi(flow, self.tolerance, next(flow.parameters()).dtype)
         self.rounds = None
 
         def inverse(z: Tensor) -> Tensor:
@@ -150,8 +149,6 @@ class Student(nn.Module):
 
     def of(self, flow: Flow) -> "Student":
         "Itself, as the way back through this flow. Raises ValueError unless it has the shape, the precision and the place of the flow."
-        if not _is_autoregressive(flow):
-            raise ValueError("a coupling flow is inverted exactly in one pass; use inverse=None")
         own, theirs = ({name: tensor.shape for name, tensor in module.blocks.state_dict().items()} for module in (self, flow))
         if own != theirs:
             raise ValueError("this student belongs to a flow of another architecture; load the student of this model, or use inverse=None")

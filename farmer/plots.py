@@ -54,7 +54,6 @@ def show_images(
     scale: float = 0.6,  # width of an image in inches, rounded so that pixels stay squares
 ) -> None:
     "Draw a grid of images with matplotlib; add a heading with `plt.title`. In a script, call `plt.show()` afterwards."
-    check_shown(images)
     pyplot, dots = import_optional("matplotlib.pyplot", "matplotlib"), 100
     columns, margin = min(columns, len(images)), (15 if titles is not None else 3, 3)
     grid = image_grid(images, columns, max(1, round(scale * dots)), margin)

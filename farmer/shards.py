@@ -6,6 +6,7 @@
 __all__ = ['ShardReport', 'prepare_shards', 'ShardDataset', 'index_shards']
 
 # %% ../nbs/12_shards.ipynb #12-003
+import errno
 import functools
 import hashlib
 import io
@@ -29,7 +30,7 @@ from tqdm.auto import tqdm
 
 from .checks import check_number
 from .data import ImageDataset, check_split
-from .files import file_digest, is_full, replace_files
+from .files import file_digest, replace_files
 from .folders import crop_pixels, decode_image, list_images, split_folders
 
 # %% ../nbs/12_shards.ipynb #12-008
@@ -227,26 +228,15 @@ def prepare_shards(
     try:
         return [_prepare_split(source, target / split, settings, workers) for split in split_folders(source)]
     except OSError as error:
-        if not is_full(error):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(f"no space left for {target}: make room and prepare again, it goes on from here") from None
 
 # %% ../nbs/12_shards.ipynb #12-015
-class _OpenFile:
-    "A file descriptor that is closed with its last user."
-
-    def __init__(self, path: str):
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self):
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
 @functools.lru_cache(maxsize=512)  # below the 1,024 that a process may usually keep open
-def _open_shard(path: str, checksum: str) -> _OpenFile:
+def _open_shard(path: str, checksum: str) -> BinaryIO:
     "A shard, opened once per process; the checksum tells a new shard from an old one in the same place."
-    return _OpenFile(path)
+    return open(path, "rb", buffering=0)
 
 
 def _read_index(folder: Path) -> dict:
@@ -299,7 +289,7 @@ class ShardDataset(ImageDataset):
             file = _open_shard(str(path), self.shards[shard]["sha256"])
         except FileNotFoundError:
             raise FileNotFoundError(f"shard {path} is missing: put it back, or prepare the shards again") from None
-        content = bytearray(os.pread(file.number, length, offset))
+        content = bytearray(os.pread(file.fileno(), length, offset))
         try:
             pixels = decode_image(content)
         except Exception:

@@ -26,7 +26,7 @@ def test_checkpoint_of_other_data_is_refused(tmp_path, change):
     other = {"images": stripes(seed=1), "labels": stripes(), "number": stripes(51)}[change]
     if change == "labels":
         other.labels = 1 - other.labels
-    with pytest.raises(ValueError, match=f"belongs to another run .50 images, [0-9a-f]{{8}} -> {len(other)} images, [0-9a-f]{{8}}."):
+    with pytest.raises(ValueError, match=f"belongs to another run .data 50 images, [0-9a-f]{{8}} -> {len(other)} images, [0-9a-f]{{8}}."):
         make_trainer(tmp_path, dataset=other)
     assert make_trainer(tmp_path, dataset=stripes()).step == 2  # the same data, made again
 
