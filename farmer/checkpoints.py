@@ -32,7 +32,7 @@ from .files import replace_files, spread
 # %% ../nbs/15_checkpoints.ipynb #15-004
 def fingerprint(dataset: ImageDataset) -> str:
     "Tells data sets apart: the number of images and a checksum of 16 of them, with labels, spread evenly."
-    images, labels = dataset.batch(spread(16, len(dataset)))
+    images, labels = dataset.batch(spread(16, len(dataset), floor=True))
     pixels = to_levels(images, dataset.levels)
     return f"{len(dataset)} images, {zlib.crc32(labels.numpy().tobytes(), zlib.crc32(pixels.numpy().tobytes())):08x}"
 

@@ -46,9 +46,10 @@ def replace_files(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -
         raise
 
 
-def spread(count: int, length: int) -> list[int]:
-    "Indices of `count` of `length` things, evenly spread from the first to the last; all of them if there are fewer."
-    return torch.linspace(0, length - 1, min(count, length)).long().tolist()
+def spread(count: int, length: int, floor: bool = False) -> list[int]:
+    "Places of `count` of `length` things, evenly spread from first to last; all if there are fewer. `floor`: rounded down, as runs have fixed it."
+    places = torch.linspace(0, length - 1, min(count, length))
+    return (places if floor else places.round()).long().tolist()
 
 
 def checksum(module: nn.Module, precision: torch.dtype = torch.float32) -> str:

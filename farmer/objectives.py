@@ -67,7 +67,7 @@ class Likelihood:
     def prepare(self, dataset: ImageDataset) -> None:
         "Fit the channel basis to 4096 images at most, unless the model has been trained already: its flow knows its own basis."
         if torch.equal(self.module.basis.matrix, torch.eye(self.config.token_channels).to(self.module.basis.matrix)):
-            images, _ = dataset.batch(spread(4096, len(dataset)))
+            images, _ = dataset.batch(spread(4096, len(dataset), floor=True))
             self.module.basis.fit(images, self.config.patch_size, self.config.basis)
 
     def flops(self) -> int:

@@ -36,9 +36,10 @@ def test_file_digest(tmp_path):
     assert file_digest(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-@pytest.mark.parametrize("count, length, places", [(1, 9, [0]), (2, 9, [0, 8]), (3, 9, [0, 4, 8]), (9, 3, [0, 1, 2]), (4, 10, [0, 3, 6, 9])])
+@pytest.mark.parametrize("count, length, places", [(1, 9, [0]), (2, 9, [0, 8]), (3, 9, [0, 4, 8]), (9, 3, [0, 1, 2]), (4, 10, [0, 3, 6, 9]), (4, 9, [0, 3, 5, 8])])
 def test_spread(count, length, places):
     assert spread(count, length) == places
+    assert spread(4, 9, floor=True) == [0, 2, 5, 8]
 
 
 def test_missing_packages_say_how_to_get_them(monkeypatch):
