@@ -157,5 +157,5 @@ def check_guidable(config: object, labels: Tensor) -> None:  # (B,)
 
 def check_inverse(inverse: object) -> None:
     "Raise ValueError unless it is None, a function, or an object that gives one for a flow; a class is neither."
-    if isinstance(inverse, type) or not (inverse is None or callable(inverse) or hasattr(inverse, "of")):
+    if isinstance(inverse, type) or not (inverse is None or callable(inverse) or hasattr(inverse, "bind")):
         raise ValueError(f"inverse must be None for the exact one, Jacobi(), a Student, or any function from z to x; got {inverse!r}")

@@ -100,7 +100,7 @@ class Jacobi:
         check_number("tolerance", tolerance, "(0, inf)")
         self.tolerance, self.rounds = tolerance, None
 
-    def of(self, flow: Flow) -> Callable[[Tensor], Tensor]:  # z (B, N, d) -> x (B, N, d)
+    def bind(self, flow: Flow) -> Callable[[Tensor], Tensor]:  # z (B, N, d) -> x (B, N, d)
         "The way back through this flow. Raises ValueError for a coupling flow."
         _check_jacobi(flow, self.tolerance, next(flow.parameters()).dtype)
         self.rounds = None
@@ -147,7 +147,7 @@ class Student(nn.Module):
     def forward(self, z: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
         return self.transform(z)[0]
 
-    def of(self, flow: Flow) -> "Student":
+    def bind(self, flow: Flow) -> "Student":
         "Itself, as the way back through this flow. Raises ValueError unless it has the shape, the precision and the place of the flow."
         own, theirs = ({name: tensor.shape for name, tensor in module.blocks.state_dict().items()} for module in (self, flow))
         if own != theirs:

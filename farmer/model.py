@@ -241,10 +241,10 @@ class Farmer(nn.Module):
             return self.images_of(self.way_back(inverse)(z))
 
     def way_back(self, inverse: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
-        "From z to x. An `inverse` with a method `of` is asked for its way back through this flow."
+        "From z to x. An `inverse` with a method `bind` is asked for its way back through this flow."
         check_inverse(inverse)
-        if hasattr(inverse, "of"):
-            return inverse.of(self.flow)
+        if hasattr(inverse, "bind"):
+            return inverse.bind(self.flow)
         return self.flow.inverse if inverse is None else inverse
 
     @torch.no_grad()

@@ -64,7 +64,7 @@ class Likelihood:
     def identity(self, dataset: ImageDataset) -> str:
         return fingerprint(dataset)
 
-    def prepare(self, dataset: ImageDataset) -> None:
+    def fit_basis(self, dataset: ImageDataset) -> None:
         "Fit the channel basis to 4096 images at most, unless the model has been trained already: its flow knows its own basis."
         if torch.equal(self.module.basis.matrix, torch.eye(self.config.token_channels).to(self.module.basis.matrix)):
             images, _ = dataset.batch(spread(4096, len(dataset), floor=True))
@@ -106,7 +106,7 @@ class Distillation:
     def identity(self, dataset: ImageDataset) -> str:
         return f"{fingerprint(dataset)}, teacher {checksum(self.teacher.flow)}"
 
-    def prepare(self, dataset: ImageDataset) -> None:
+    def fit_basis(self, dataset: ImageDataset) -> None:
         "The teacher has its basis."
 
     def flops(self) -> int:

@@ -97,7 +97,7 @@ class Objective(Protocol):
 
     def to(self, device: torch.device) -> None: ...  # move all that it computes with
     def identity(self, dataset: ImageDataset) -> str: ...  # what a checkpoint must share with a run, besides both configurations
-    def prepare(self, dataset: ImageDataset) -> None: ...  # before the first step, on rank 0
+    def fit_basis(self, dataset: ImageDataset) -> None: ...  # before the first step, on rank 0
     def flops(self) -> int: ...  # operations to train on one image
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...  # (B,) of noised images, and its parts
     def figures(self, means: dict[str, float]) -> dict[str, float]: ...  # for the log, `loss` among them, from the parts' means
@@ -216,7 +216,7 @@ class Trainer:
         self.slices = split_batch(config.batch_size, self.ranks.rank, self.ranks.count, execution.accumulation)
         data = self.ranks.on_first(lambda: objective.identity(train))
         self.facts = {"model_config": asdict(objective.config), "training_config": asdict(config), "data": data}
-        self.ranks.on_first(lambda: objective.prepare(train))
+        self.ranks.on_first(lambda: objective.fit_basis(train))
         self.ranks.copy_from_first(objective.module)
         self.copy = copy.deepcopy(objective.module) if self.ranks.active and self.ranks.first else None
         self.speed = Speed(self.device, self.ranks.count, config.batch_size, objective.flops)

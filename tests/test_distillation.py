@@ -85,7 +85,7 @@ def test_train_distill_and_sample(tmp_path, capsys):
     assert len(checkpoints(run / "student")) == 2
     loaded = Farmer.from_pretrained(run / "model")
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in density.items())
-    assert Student.from_pretrained(run / "model").of(loaded.flow)
+    assert Student.from_pretrained(run / "model").bind(loaded.flow)
     main([*arguments, "--data", "digits"])
     assert "going on from step 4 of 4" in capsys.readouterr().out
     for solver in ("exact", "jacobi", "student"):

@@ -409,7 +409,7 @@ def test_too_many_unreadable_files(tmp_path):
 
 def with_lenient_start() -> None:
     "As if the files had broken after the run began."
-    objectives.fingerprint, Likelihood.prepare = lambda dataset: "photos", lambda objective, dataset: None
+    objectives.fingerprint, Likelihood.fit_basis = lambda dataset: "photos", lambda objective, dataset: None
 
 
 class Lenient(Likelihood):
@@ -418,7 +418,7 @@ class Lenient(Likelihood):
     def identity(self, dataset):
         return "photos"
 
-    def prepare(self, dataset):
+    def fit_basis(self, dataset):
         pass
 
 

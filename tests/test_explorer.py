@@ -728,7 +728,7 @@ def without(package: str, monkeypatch):
 
     def refuse(module: str, name: str):
         if package in (module, name):
-            raise ImportError(f'this needs {name}: pip install "farmer[notebooks]"')
+            raise ImportError(f'this needs {name}: pip install {name}')
         if module == "plotly.graph_objects" and package == "anywidget":  # whose stand-in raises when it is made
             return SimpleNamespace(FigureWidget=mock.Mock(side_effect=ImportError("Please install anywidget to use the FigureWidget class")))
         return import_optional(module, name)

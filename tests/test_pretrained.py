@@ -54,7 +54,7 @@ def test_half_precision_halves_the_files_and_keeps_the_rotation(tmp_path, half):
     size = (tmp_path / "model.safetensors").stat().st_size / sum(4 * tensor.numel() for tensor in before.values())
     assert (0.5 < size < 0.52) if half else (1 < size < 1.02)
     loaded = Farmer.from_pretrained(tmp_path)
-    assert Student.from_pretrained(tmp_path).of(loaded.flow) and torch.equal(loaded.basis.matrix, before["basis.matrix"])
+    assert Student.from_pretrained(tmp_path).bind(loaded.flow) and torch.equal(loaded.basis.matrix, before["basis.matrix"])
     for name, tensor in loaded.state_dict().items():
         rounded = before[name].half().float() if half and name != "basis.matrix" else before[name]
         assert tensor.dtype == torch.float32 and torch.equal(tensor, rounded)
@@ -263,7 +263,7 @@ def test_a_student_of_the_whole_flow_belongs_to_its_file_of_half_size(tmp_path):
     model = small()
     model.save_pretrained(tmp_path, half=True)
     Student(model.flow).save_pretrained(tmp_path)
-    assert Student.from_pretrained(tmp_path).of(Farmer.from_pretrained(tmp_path).flow)
+    assert Student.from_pretrained(tmp_path).bind(Farmer.from_pretrained(tmp_path).flow)
 
 
 def test_a_sub_class_loads_as_itself(tmp_path):
@@ -341,7 +341,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch):
     assert card.startswith("---\nlibrary_name: farmer\n") and "someone/digits-1.0" in card and "| Frechet distance | 1.235 |" in card
     with torch.no_grad():
         assert torch.equal(Farmer.from_pretrained("someone/digits-1.0").log_prob(clean_images()), model.log_prob(clean_images()))
-    assert Student.from_pretrained("someone/digits-1.0").of(model.flow)
+    assert Student.from_pretrained("someone/digits-1.0").bind(model.flow)
 
 
 @pytest.mark.parametrize("name", ["someone/nothing", "runs/typo"])

@@ -265,7 +265,7 @@ def import_failures():
 
 @pytest.mark.parametrize("name", IMPORTABLE)
 def test_import_needs_only_the_core(name, import_failures):
-    "On a cluster `pip install farmer` must be enough: no notebook, plotting or development tools."
+    "On a cluster the requirements alone must be enough: no notebook, plotting or development tools."
     assert name not in import_failures, import_failures[name]
 
 

@@ -88,7 +88,7 @@ def test_a_trained_model_keeps_its_basis(tmp_path):
     Trainer(Likelihood(model), train, load_dataset("glyphs", "test"), short_training(), tmp_path, device="cpu")
     assert torch.equal(model.basis.matrix, before)
     fresh = Farmer(model.config)
-    Likelihood(fresh).prepare(train)
+    Likelihood(fresh).fit_basis(train)
     assert_close(fresh.basis.matrix, before, rtol=0, atol=1e-4)  # it was fitted to the same images, once
 
 
