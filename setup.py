@@ -22,7 +22,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=" + settings["min_python"],
     packages=find_packages(include=[name, name + ".*"]),
-    package_data={name: ["pretrained/*/*", "page/*.ipynb", "page/voila/templates/farmer/*"]},
+    package_data={name: ["pretrained/*/*", "page/*.ipynb", "page/*.js", "page/voila/templates/farmer/*"]},
     include_package_data=False,  # else setuptools takes the folders of pretrained/ and page/ for forgotten packages
     install_requires=settings["requirements"].split(),
     extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("notebooks", "evaluation", "logging", "hub", "dev")},

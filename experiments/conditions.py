@@ -48,7 +48,9 @@ FLOWS = {
     "interleaved glyphs, patch 4": ({}, (0, 1, 2)),
 }
 
-WHOLE = {"digits": {"evaluate_every": 2000, "save_every": 2000}, "glyphs": {"evaluate_every": 3000, "save_every": 3000}}  # the presets' steps
+WHOLE = {"digits": {"evaluate_every": 2000, "save_every": 2000}}  # the presets' steps
+WHOLE["glyphs"] = WHOLE["photos"] = {"evaluate_every": 3000, "save_every": 3000}
+PHOTOS_TARFLOW = {"prior": "standard-normal", "flow_blocks": 10, "flow_width": 108, "prior_width": 108, "head_width": 36}
 PROTOTYPE = {"scale_first_token": False}
 CORNERS = {"steps": 1500, "evaluate_every": 1500, "save_every": 1500}
 
@@ -63,6 +65,9 @@ CONDITIONS = {
     "results, digits, FARMER": Condition("digits", {}, WHOLE["digits"]),
     "results, digits, TarFlow": Condition("digits", PAPER["digits, TarFlow"], WHOLE["digits"]),
     "results, glyphs, FARMER": Condition("glyphs", {}, WHOLE["glyphs"]),
+    "results, photos, FARMER": Condition("photos", {}, WHOLE["photos"]),
+    "results, photos, TarFlow": Condition("photos", PHOTOS_TARFLOW, WHOLE["photos"]),
+    "results, photos, prototype": Condition("photos", {"dropout": 0.0}, WHOLE["photos"] | {"noise_start": 0.1}, (0,)),
     **{
         f"colour, {data}, {name}": Condition(data, changes, training, seeds)
         for data in ("glyphs-field", "glyphs-palette")

@@ -21,6 +21,7 @@ from farmer.analysis import probes, redraw_redundant, swap_redundant
 from farmer.data import ArrayDataset, ImageDataset, load_dataset, to_images, to_levels
 from farmer.demo import pixel_histogram_bits
 from farmer.evaluation import FeatureStatistics, Reference, SmallClassifier, extract, frechet_distance, sample_figures, train_classifier
+from farmer.files import spread
 from farmer.guidance import Guidance
 from farmer.model import Farmer, Latents
 from farmer.objectives import Likelihood, evaluate_bits_per_dim
@@ -141,6 +142,49 @@ def colour_figures(model: Farmer, data: str, drawn: Tensor, seed: int) -> dict[s
     return row | speckle(data, drawn)
 
 
+# --- Photographs: Figure 7 of the paper in numbers
+
+
+def luma(images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, pixels)
+    return images.clamp(-1, 1).mean(1).flatten(1)
+
+
+def chroma(images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, 2 pixels)
+    return torch.einsum("kc,bchw->bkhw", LUMA_CHROMA[1:].float(), images.clamp(-1, 1)).flatten(1)
+
+
+def correlation(first: Tensor, second: Tensor) -> float:  # 2 x (B, n)
+    "Over all pixels of all images."
+    return torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].item()
+
+
+def out_of_range(images: Tensor) -> float:
+    "Share of images of which more than 1% of the pixels' values lie outside [-1.5, 1.5]."
+    return ((images.abs() > 1.5).flatten(1).double().mean(1) > 0.01).double().mean().item()
+
+
+def photograph_figures(model: Farmer, data: str, drawn: Tensor, seed: int, count: int = 500) -> dict[str, float]:
+    """What z^R holds, on held-out images: z^R drawn anew with the variance of the shared mixture scaled, or taken from the next image.
+
+    Correlations with the original's luma and chroma; after a swap with those of the receiver, who keeps z^I, and of the giver.
+    """
+    held_out = judge_of(data).held_out
+    images, labels = held_out.batch(spread(count, len(held_out)))
+    latents = model.encode(dequantize(images, held_out.levels, torch.Generator().manual_seed(1)))
+    row = {"samples out of range": out_of_range(drawn)}
+    for scale in SCALES:
+        shown = model.decode(redraw_redundant(model, latents, labels, scale, torch.Generator().manual_seed(seed)))
+        for name, part in (("luma", luma), ("chroma", chroma)):
+            row[f"variance x {scale:g}, {name}"] = correlation(part(shown), part(images))
+        row[f"variance x {scale:g}, out of range"] = out_of_range(shown)
+    giver = torch.arange(len(images)).roll(-1)
+    shown = model.decode(swap_redundant(latents, Latents(latents.informative[giver], latents.redundant[giver])))
+    for name, part in (("luma", luma), ("chroma", chroma)):
+        row[f"swap, {name} of receiver"] = correlation(part(shown), part(images))
+        row[f"swap, {name} of giver"] = correlation(part(shown), part(images[giver]))
+    return row
+
+
 # --- Train and measure
 
 
@@ -174,7 +218,7 @@ def measure(
     model: Farmer,
     data: str,
     seed: int,  # of sampling, and of the noise on the images that probes read
-    figures: Sequence[str] = ("likelihood", "samples"),  # of likelihood, samples, probes, colour
+    figures: Sequence[str] = ("likelihood", "samples"),  # of likelihood, samples, probes, colour, photographs
     guided: Mapping[str, float | Guidance] = {},  # ways of guiding by name: figures of samples for each
     samples: int = 2000,
 ) -> dict:
@@ -191,8 +235,10 @@ def measure(
         row[name] = judged(data, *draw(model, seed, samples, guidance=guidance))
     if "probes" in figures:
         found = probes(model, train, held_out, 10_000, seed)
-        names = {"class": "class probe, linear", "class, 5 nearest neighbours": "class probe, 5 nearest neighbours", "colour": "chroma R2"}
+        names = {"class": "class probe, linear", "class, 5 nearest neighbours": "class probe, 5 nearest neighbours", "luma": "luma R2", "colour": "chroma R2"}
         row |= {f"{name}, {source}": found[target][source] for target, name in names.items() if target in found for source in found[target]}
+    if "photographs" in figures:
+        row |= photograph_figures(model, data, drawn, seed)
     return row | (colour_figures(model, data, drawn, seed) if "colour" in figures else {})
 
 

@@ -22,7 +22,7 @@ import torch
 import tyro
 
 import farmer
-from .analysis import Subject, subject_data
+from .analysis import DEFAULT_MODEL, Subject, subject_data
 from .checks import check_number
 from .data import ImageDataset, load_dataset
 from .demo import show_demo
@@ -274,7 +274,7 @@ def _explorer_notebook(model: str, data: str | None) -> str:  # in JSON
 class Explore:
     "Pull a model's informative and redundant channels apart, on a web page."
 
-    model: Annotated[str, tyro.conf.Positional] = "glyphs-field"
+    model: Annotated[str, tyro.conf.Positional] = DEFAULT_MODEL
     "an embedded model, or the model folder of a run"
     data: str | None = None
     "its data set; none: as the run noted"

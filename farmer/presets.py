@@ -38,6 +38,10 @@ _CIFAR10 = replace(
     _MNIST, image_shape=(3, 32, 32), basis="luma-chroma", flow_layers=4, flow_width=256, prior_layers=8, prior_width=256, informative_channels=16,
     condition_repeats=16, head_width=64,
 )  # fmt: skip
+_PHOTOS = replace(
+    _CIFAR10, flow_blocks=6, flow_layers=1, flow_width=96, prior_layers=3, prior_width=96, informative_channels=12, components=16,
+    redundant_components=64, condition_repeats=4, head_width=32, dropout=0.1,
+)  # fmt: skip
 _IMAGENET64 = replace(
     _CIFAR10, image_shape=(3, 64, 64), num_classes=1000, flow_blocks=12, flow_width=512, prior_layers=12, prior_width=512, components=64,
     redundant_components=200, condition_repeats=64,
@@ -55,11 +59,14 @@ _PAPER_TRAINING = TrainingConfig(
 )  # fmt: skip
 _IMAGENET64_TRAINING = replace(_PAPER_TRAINING, steps=200_000, batch_size=512, learning_rate=3e-4, uniform_noise=True, noise_end=0.0)
 
+_PHOTO_TRAINING = TrainingConfig(steps=3000, batch_size=32, learning_rate=3e-3, warmup_steps=100, noise_start=0.02)
+
 PRESETS = {
     "digits": Preset("digits", FarmerConfig(dropout=0.1), TrainingConfig(noise_start=0.2)),
     "glyphs": Preset("glyphs", _GLYPHS, _GLYPH_TRAINING),
     "glyphs-field": Preset("glyphs-field", _COLOUR_GLYPHS, _COLOUR_TRAINING),
     "glyphs-palette": Preset("glyphs-palette", _COLOUR_GLYPHS, _COLOUR_TRAINING),
+    "photos": Preset("photos", _PHOTOS, _PHOTO_TRAINING),
     "mnist": Preset("mnist", _MNIST, TrainingConfig(steps=20_000, batch_size=128, learning_rate=2e-3, warmup_steps=500, ema_decay=0.999)),
     "cifar10": Preset("cifar10", _CIFAR10, replace(_IMAGENET64_TRAINING, steps=100_000, batch_size=256, learning_rate=5e-4), _ON_GPUS),
     "imagenet64": Preset("data/imagenet-64", _IMAGENET64, _IMAGENET64_TRAINING, _ON_GPUS),

@@ -227,10 +227,10 @@ def library(mixture: farmer.mixture.GaussianMixture) -> torch.distributions.Dist
     return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=mixture.logits), torch.distributions.Independent(normals, 1))
 
 
-def encoded(page: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(page: Image.Image, kind: str = "PNG", **options) -> bytes:
     "The content of a file."
     file = io.BytesIO()
-    page.save(file, kind)
+    page.save(file, kind, **options)
     return file.getvalue()
 
 

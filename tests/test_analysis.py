@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import LABELS, complaint, encoded, images_for, library, png, seeded, small, small_with_latents
-from PIL import Image
+from PIL import Image, ImageCms
 from torch.autograd.functional import jacobian
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from farmer import Farmer, analysis, load_dataset
 from farmer.analysis import (
-    Subject, _image_factors, channel_reach, concatenate, likelihood_parts, nearest, predict_token, probes, read_picture, redraw_redundant,
+    Subject, _image_factors, channel_reach, concatenate, cut_out, likelihood_parts, nearest, predict_token, probes, read_picture, redraw_redundant,
     share_between_components, swap_redundant, traverse,
 )  # fmt: skip
 from farmer.data import to_levels
@@ -455,11 +455,32 @@ def test_pictures_come_on_the_models_levels(levels):
 
 
 def test_grey_models_see_the_luminance_and_colour_models_see_grey():
-    colour = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1]]).reshape(3, 3, 1).repeat_interleave(3, 2)  # red, green and blue rows
-    expected = np.array(Image.fromarray(to_levels(colour, 256).permute(1, 2, 0).numpy()).convert("L"))
-    assert np.array_equal(to_levels(read_picture(png(colour), (1, 3, 3), 256), 256)[0, 0].numpy(), expected)
+    colour = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    found = to_levels(read_picture(encoded(Image.fromarray(colour)), (1, 8, 8), 256), 256)[0, 0].numpy()
+    assert np.abs(found - colour @ [0.299, 0.587, 0.114]).max() < 1
     grey = torch.linspace(-1, 1, 256).reshape(1, 16, 16)
     assert_close(read_picture(png(grey), (3, 16, 16), 256)[0], grey.expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("place, rows, columns", [
+    (dict(), slice(0, 6), slice(3, 9)), (dict(across=0), slice(0, 6), slice(0, 6)), (dict(across=1, down=0.7), slice(0, 6), slice(6, 12)),
+    (dict(share=0.5, across=0, down=1), slice(3, 6), slice(0, 3)), (dict(share=0.5, across=1 / 3, down=0), slice(0, 3), slice(3, 6)),
+])  # fmt: skip
+def test_a_piece_is_cut_where_it_was_asked_for(place, rows, columns):
+    "Of a picture of 6 x 12 squares, each of 10 pixels."
+    squares = np.random.default_rng(0).integers(0, 256, (6, 12, 3), np.uint8)
+    content, side = encoded(Image.fromarray(squares.repeat(10, 0).repeat(10, 1))), rows.stop - rows.start
+    found = to_levels(read_picture(content, (3, side, side), 256, **place), 256)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(found, squares[rows, columns])
+    assert cut_out((120, 60), (3, side, side), **place) == pytest.approx([10 * columns.start, 10 * rows.start, 10 * columns.stop, 10 * rows.stop])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 1), (1, 4000), (3000, 7)])
+def test_pictures_of_any_size_and_place_are_read(size):
+    content = encoded(Image.new("RGB", size, (255, 0, 0)))
+    for place in ({}, dict(across=1.0, down=1.0, share=0.1), dict(across=0.3, down=0.9, share=0.37)):
+        for shape in ((3, 8, 8), (3, 4, 12)):
+            assert_close(read_picture(content, shape, 256, **place), torch.tensor([1.0, -1, -1]).reshape(1, 3, 1, 1).expand(1, *shape))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
@@ -468,10 +489,117 @@ def test_the_common_formats_are_read(kind):
     assert_close(read_picture(encoded(page, kind), (1, 4, 4), 17), torch.ones(1, 1, 4, 4))
 
 
-def test_sixteen_bits_of_grey_are_read_as_their_upper_eight():
-    values = np.linspace(0, 255, 64).astype(np.uint16).reshape(8, 8)
-    deep, plain = (encoded(Image.fromarray(each)) for each in (values * 257, values.astype(np.uint8)))
-    assert torch.equal(read_picture(deep, (1, 8, 8), 17), read_picture(plain, (1, 8, 8), 17))
+# Pictures of every mode: the file's content, and what a viewer shows on a white page, (h, w) or (h, w, 3), computed without Pillow
+
+_random = np.random.default_rng(0)
+GREY, ALPHA, INDEX = _random.integers(0, 256, (3, 8, 8), np.uint8)
+COLOURS, PALETTE, OPACITY = _random.integers(0, 256, (8, 8, 3), np.uint8), _random.integers(0, 256, (256, 3), np.uint8), _random.integers(0, 256, 256, np.uint8)
+DEEP, BEYOND = _random.integers(0, 65536, (8, 8), np.uint16), _random.integers(-9000, 200_000, (8, 8), np.int32)
+INK = np.kron(_random.integers(0, 256, (2, 2, 4)), np.ones((8, 8, 1))).astype(np.uint8)  # C, M, Y, K, in squares that JPEG keeps
+
+
+def on_white(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    "Laid over white with an opacity of 0 to 255."
+    alpha = alpha.reshape(*alpha.shape, *(1,) * (values.ndim - alpha.ndim)) / 255
+    return values * alpha + 255 * (1 - alpha)
+
+
+def printed(ink: np.ndarray) -> np.ndarray:  # (h, w, 4) -> (h, w, 3)
+    "What white paper shows through four inks."
+    return (255.0 - ink[..., :3]) * (255.0 - ink[..., 3:]) / 255
+
+
+def indexed(palette: np.ndarray = PALETTE) -> Image.Image:
+    page = Image.frombytes("P", (8, 8), INDEX.tobytes())
+    page.putpalette(palette.tobytes())
+    return page
+
+
+def luma_and_black(ycck: np.ndarray) -> bytes:
+    "A JPEG file of Adobe's second kind: luma, two chromas and black, as they stand."
+    content = encoded(Image.frombytes("CMYK", ycck.shape[1::-1], (255 - ycck).tobytes()), "JPEG", quality=100, subsampling=0)
+    place = content.index(b"Adobe") + 11
+    return content[:place] + b"\2" + content[place + 1 :]
+
+
+def inks_of(ycck: np.ndarray) -> np.ndarray:
+    "Its inks, by ITU-R BT.601 but for black, which is stored the other way round."
+    y, cb, cr, black = ycck.astype(float).transpose(2, 0, 1)
+    return np.stack([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128), 255 - black], 2).clip(0, 255)
+
+
+def turned(code: int, kind: str = "PNG") -> bytes:
+    "COLOURS, of which the upper rows alone are shown, with a note how the camera was held."
+    exif = Image.Exif()
+    exif[0x112] = code
+    return encoded(Image.fromarray(COLOURS[:5]), kind, exif=exif)
+
+
+def with_red_and_blue_exchanged() -> bytes:
+    "The colour profile of a screen whose red lamp is blue."
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"none").replace(b"bXYZ", b"rXYZ").replace(b"none", b"bXYZ")
+
+
+MODES = {
+    "grey": (encoded(Image.fromarray(GREY)), GREY),
+    "grey, one value transparent": (encoded(Image.fromarray(GREY), transparency=int(GREY[2, 3])), np.where(GREY == GREY[2, 3], 255, GREY)),
+    "grey, alpha": (encoded(Image.fromarray(np.dstack([GREY, ALPHA]))), on_white(GREY, ALPHA)),
+    "two values": (encoded(Image.fromarray(GREY > 99)), 255 * (GREY > 99)),
+    "16 bits, PNG": (encoded(Image.fromarray(DEEP)), DEEP / 257),
+    "16 bits, TIFF": (encoded(Image.fromarray(DEEP), "TIFF"), DEEP / 257),
+    "16 bits, PGM": (b"P5 8 8 65535 " + DEEP.astype(">u2").tobytes(), DEEP / 257),
+    "10 bits, PGM": (b"P5 8 8 1023 " + (DEEP >> 6).astype(">u2").tobytes(), (DEEP >> 6) / 1023 * 255),
+    "16 bits, one value transparent": (encoded(Image.fromarray(DEEP), transparency=int(DEEP[2, 3])), np.where(DEEP == DEEP[2, 3], 255, DEEP / 257)),
+    "32 bits": (encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), DEEP / 257),
+    "32 bits, below 0 and above 65535": (encoded(Image.fromarray(BEYOND), "TIFF"), BEYOND.clip(0) / BEYOND.max() * 255),
+    "floats to 1": (encoded(Image.fromarray(np.float32(DEEP / 65535)), "TIFF"), DEEP / 257),
+    "floats to 255, one missing": (encoded(Image.fromarray(np.where(DEEP == DEEP[0, 0], np.nan, GREY / GREY.max() * 255).astype(np.float32)), "TIFF"),
+                                   np.where(DEEP == DEEP[0, 0], 0, GREY / GREY.max() * 255)),
+    "colours": (encoded(Image.fromarray(COLOURS)), COLOURS),
+    "colours, one transparent": (encoded(Image.fromarray(COLOURS), transparency=tuple(COLOURS[2, 3].tolist())),
+                                 np.where((COLOURS == COLOURS[2, 3]).all(2, keepdims=True), 255, COLOURS)),
+    "colours, alpha": (encoded(Image.fromarray(np.dstack([COLOURS, ALPHA]))), on_white(COLOURS, ALPHA)),
+    "colours, alpha, WebP": (encoded(Image.fromarray(np.dstack([COLOURS, ALPHA])), "WEBP", lossless=True, exact=True), on_white(COLOURS, ALPHA)),
+    "palette": (encoded(indexed()), PALETTE[INDEX]),
+    "palette, one transparent": (encoded(indexed(), transparency=int(INDEX[2, 3])), np.where((INDEX == INDEX[2, 3])[..., None], 255, PALETTE[INDEX])),
+    "palette, alpha": (encoded(indexed(), transparency=OPACITY.tobytes()), on_white(PALETTE[INDEX], OPACITY[INDEX])),
+    "GIF, one transparent": (encoded(indexed(), "GIF", transparency=int(INDEX[2, 3])), np.where((INDEX == INDEX[2, 3])[..., None], 255, PALETTE[INDEX])),
+    "GIF of two frames": (encoded(indexed(), "GIF", save_all=True, append_images=[indexed(255 - PALETTE)]), PALETTE[INDEX]),
+    "PNG of two frames": (encoded(Image.fromarray(COLOURS), save_all=True, append_images=[Image.fromarray(255 - COLOURS)]), COLOURS),
+    "four inks, TIFF": (encoded(Image.frombytes("CMYK", (16, 16), INK.tobytes()), "TIFF"), printed(INK)),
+    "four inks, Adobe's JPEG": (encoded(Image.frombytes("CMYK", (16, 16), INK.tobytes()), "JPEG", quality=100, subsampling=0), printed(INK)),
+    "luma, chroma, black, Adobe's JPEG": (luma_and_black(INK), printed(inks_of(INK))),
+    "as it was held": (turned(1), COLOURS[:5]),
+    "mirrored": (turned(2), COLOURS[:5, ::-1]),
+    "head down": (turned(3), COLOURS[:5][::-1, ::-1]),
+    "head down and mirrored": (turned(4), COLOURS[:5][::-1]),
+    "on its side and mirrored": (turned(5), COLOURS[:5].transpose(1, 0, 2)),
+    "on its left side": (turned(6), COLOURS[:5][::-1].transpose(1, 0, 2)),
+    "on its other side and mirrored": (turned(7), COLOURS[:5][::-1, ::-1].transpose(1, 0, 2)),
+    "on its right side": (turned(8), COLOURS[:5].transpose(1, 0, 2)[::-1]),
+    "on its left side, TIFF": (turned(6, "TIFF"), COLOURS[:5][::-1].transpose(1, 0, 2)),
+    "held in no known way": (turned(9), COLOURS[:5]),
+    "of another screen": (encoded(Image.fromarray(COLOURS), icc_profile=with_red_and_blue_exchanged()), COLOURS[..., ::-1]),
+    "of another screen, alpha": (encoded(Image.fromarray(np.dstack([COLOURS, ALPHA])), icc_profile=with_red_and_blue_exchanged()),
+                                 on_white(COLOURS[..., ::-1], ALPHA)),
+    "of another screen, palette": (encoded(indexed(), icc_profile=with_red_and_blue_exchanged()), PALETTE[INDEX][..., ::-1]),
+    "with the profile of colours for grey": (encoded(Image.fromarray(GREY), icc_profile=with_red_and_blue_exchanged()), GREY),
+    "with a damaged profile": (encoded(Image.fromarray(COLOURS), icc_profile=b"damaged"), COLOURS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_picture_of_any_mode_is_read_as_a_viewer_shows_it(mode):
+    content, expected = MODES[mode]
+    expected = np.broadcast_to(expected.reshape(*expected.shape[:2], -1), (*expected.shape[:2], 3))
+    found = to_levels(read_picture(content, (3, *expected.shape[:2]), 256), 256)[0].permute(1, 2, 0).numpy()
+    assert np.abs(found - expected).max() <= (3 if "JPEG" in mode or "screen" in mode else 1)
+    grey = to_levels(read_picture(content, (1, *expected.shape[:2]), 256), 256)[0, 0].numpy()
+    assert np.abs(grey - expected @ [0.299, 0.587, 0.114]).max() <= 3
+    coarse = (read_picture(content, (3, *expected.shape[:2]), 17) + 1) * 8
+    assert_close(coarse, coarse.round(), rtol=0, atol=1e-5)
+    assert np.abs(coarse[0].permute(1, 2, 0).numpy() - expected / 255 * 16).max() < 0.75
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
@@ -479,7 +607,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), n
 
 @pytest.mark.parametrize("content", [
     b"hello", b"\x89PNG\r\n\x1a\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>", encoded(NOISE)[:60], encoded(NOISE)[:2000], encoded(NOISE, "JPEG")[:500],
-    b"P6 3x 20 255 " + bytes(300),
+    b"P6 3x 20 255 " + bytes(300), encoded(NOISE, "JPEG", icc_profile=with_red_and_blue_exchanged())[:-200], encoded(indexed(), "GIF")[:-90], b"",
 ])  # fmt: skip
 def test_what_is_no_picture_is_refused(content):
     complaint(ValueError, lambda: read_picture(content, (3, 8, 8), 17), "not a picture that can be read", "PNG or JPEG")
@@ -501,6 +629,11 @@ def test_a_file_too_large_is_refused(monkeypatch):
 def test_too_many_pixels_are_refused(monkeypatch, most):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", most)
     complaint(ValueError, lambda: read_picture(encoded(NOISE), (1, 8, 8), 17), "pixels", "too many", "smaller")
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_a_small_file_that_would_fill_the_memory_is_refused(side):
+    complaint(ValueError, lambda: read_picture(b"P5 %d %d 255 " % (side, side), (1, 8, 8), 17), "pixels", "too many", "smaller")
 
 
 def test_nearest_is_nearest():

@@ -19,11 +19,12 @@ from torch.testing import assert_close
 
 from farmer import explorer
 from farmer.analysis import predict_token, redraw_redundant
-from farmer.data import ArrayDataset, glyph_item, load_dataset, to_levels
+from farmer.data import ArrayDataset, load_dataset, to_levels
 from farmer.explorer import (
     PANELS, Basis, Bits, Mixture, Panel, Subject, Swap, Traverse, Variance, YourImage, _bar_picture, _heat_map, _over_image, _picture, explore,
 )  # fmt: skip
 from farmer.files import import_optional
+from farmer.glyphs import glyph_item
 from farmer.model import Latents
 from farmer.patches import patchify
 

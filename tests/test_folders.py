@@ -1,7 +1,12 @@
-"Folders of pictures: which files are read, as which class, in which split; the crop; and files of all sorts, broken ones too."
+"Folders of pictures: which files are read, as which class, in which split; the crop; and files of all sorts, broken ones too; published data sets."
+import hashlib
+import pickle
+import struct
+
 import numpy as np
 import pytest
 import torch
+import torchvision
 from helpers import assert_one_line, assert_reads_alike, complaint
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -202,3 +207,94 @@ def test_broken_image_in_a_worker_process(tmp_path):
     (album / "a" / "broken.png").write_bytes(b"")
     with pytest.raises(ValueError, match="broken.png.*delete or replace it"):
         list(DataLoader(load_dataset(album), num_workers=1))
+
+
+# --- MNIST and CIFAR-10, in their published formats
+
+
+def write_mnist(root, images, labels, prefix):
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, *images.shape) + images.tobytes())
+    (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, len(labels)) + labels.tobytes())
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    generator = np.random.default_rng(0)
+    splits = {}
+    for split, prefix, count in (("train", "train", 12), ("test", "t10k", 5)):
+        splits[split] = generator.integers(0, 256, (count, 28, 28), np.uint8), generator.integers(0, 10, count).astype(np.uint8)
+        write_mnist(tmp_path, *splits[split], prefix)
+    return tmp_path, splits
+
+
+def test_mnist(mnist):
+    root, splits = mnist
+    for split, (images, labels) in splits.items():
+        dataset = load_dataset("mnist", split, root=root)
+        assert dataset.image_shape == (1, 28, 28) and dataset.levels == 256 and dataset.class_names == list("0123456789")
+        assert np.array_equal(dataset.values[:, 0].numpy(), images) and dataset.labels.tolist() == labels.tolist()
+        torch.testing.assert_close(dataset[2][0][0], torch.from_numpy(images[2] / 255 * 2 - 1).float())
+
+
+def test_broken_mnist(mnist):
+    root, _ = mnist
+    file = root / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    for content in (file.read_bytes()[:-100], file.read_bytes()[:6], b""):
+        file.write_bytes(content)
+        complaint((ValueError, FileNotFoundError), lambda: load_dataset("mnist", root=root), "mnist", root / "MNIST" / "raw")
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return name, hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    images = generator.integers(0, 256, (6, 4, 3, 32, 32), np.uint8)
+    labels = generator.integers(0, 10, (6, 4)).tolist()
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    files = [write(n, {"data": x.reshape(4, -1), "labels": y}) for n, x, y in zip(names, images, labels)]
+    class_names = [f"class {i}" for i in range(10)]
+    _, checksum = write("batches.meta", {"label_names": class_names})
+    kind = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(kind, "train_list", [list(f) for f in files[:5]])
+    monkeypatch.setattr(kind, "test_list", [list(files[5])])
+    monkeypatch.setattr(kind, "meta", {"filename": "batches.meta", "key": "label_names", "md5": checksum})
+    return tmp_path, images, labels, class_names
+
+
+def test_cifar10(cifar10):
+    root, images, labels, class_names = cifar10
+    train, test = load_dataset("cifar10", root=root), load_dataset("cifar10", "test", root=root)
+    assert train.image_shape == (3, 32, 32) and train.levels == 256 and train.class_names == class_names
+    assert np.array_equal(train.values.numpy(), images[:5].reshape(20, 3, 32, 32))
+    assert np.array_equal(test.values.numpy(), images[5])
+    assert train.labels.tolist() == sum(labels[:5], []) and test.labels.tolist() == labels[5]
+
+
+def test_broken_cifar10(cifar10):
+    root = cifar10[0]
+    (root / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"not a pickle")
+    complaint(FileNotFoundError, lambda: load_dataset("cifar10", root=root), "cifar10", "incomplete", "download=True")
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_missing_files_are_not_downloaded(name, tmp_path):
+    complaint(FileNotFoundError, lambda: load_dataset(name, root=tmp_path), name, tmp_path, "download=True")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_failed_download_says_where_files_belong(name, tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host\nat all")
+
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", no_network)
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", no_network)
+    complaint(FileNotFoundError, lambda: load_dataset(name, root=tmp_path, download=True), name, "could not be downloaded", tmp_path)

@@ -19,11 +19,12 @@ MAX_CLASS_LINES = 160  # also of an exported cell with one
 HAND_WRITTEN = ("__init__", "__main__", "checks", "files", "plots")  # modules that no notebook exports; any module may import them
 LAST_LESSON = 8  # number of the last notebook of the method, the only ones called lessons
 # What farmer must not need to be imported: everything of the extras, and tyro, which only the command line uses.
-BLOCKED = ("matplotlib", "sklearn", "plotly", "ipywidgets", "IPython", "jupyter", "jupyterlab", "anywidget", "traitlets", "voila", "playwright", "nbdev", "fastcore", "tyro")
+BLOCKED = ("matplotlib", "sklearn", "skimage", "plotly", "ipywidgets", "IPython", "jupyter", "jupyterlab", "anywidget", "traitlets", "voila", "playwright", "nbdev", "fastcore", "tyro")
 # Where a module calls one of a higher number while it runs, through the package: `farmer.pretrained.load_model(...)`.
-FRONT_DOOR = {("model", "pretrained"), ("inversion", "pretrained"), ("data", "folders"), ("folders", "shards")}
+FRONT_DOOR = {("model", "pretrained"), ("inversion", "pretrained"), ("data", "folders"), ("data", "glyphs"), ("folders", "shards")}
 # Public names that nothing else here imports, but users may; types in the signatures of public names need not be listed.
 DOCUMENTED = {
+    "data": {"PhotoDataset"},
     "transformer": {"KeyValueCache"},
     "flow": {"CouplingBlock"},
     "model": {"evaluating"},
