@@ -21,7 +21,7 @@ help:
 	@echo "  make slow    run the tests that take minutes; continuous integration does both"
 	@echo "  make gpu     run the tests that need a CUDA device"
 	@echo "  make bench   time the fast code against plain or published code"
-	@echo "  make pretrained  train the embedded models again, an hour or more"
+	@echo "  make pretrained  train the embedded models again, two hours or more"
 	@echo "  make paper   train and measure the small twins of the paper's tables, more than an hour"
 	@echo "  make experiments  train and measure what the README and the notebooks quote besides, hours"
 	@echo "  make build   after editing notebooks: export farmer/, clean nbs/, make README.md"
@@ -68,10 +68,11 @@ pretrained: $(STAMP)
 	  $(BIN)/farmer distill runs/pretrained/$$name --device cpu && \
 	  $(BIN)/python tools/embed.py runs/pretrained/$$name $$name || exit 1; \
 	done
-	for name in glyphs-field glyphs-palette; do \
+	for name in photos glyphs-field glyphs-palette; do \
 	  for basis in luma-chroma pca pixels; do \
 	    model=$$name-$$basis; [ $$basis = luma-chroma ] && model=$$name; \
 	    $(BIN)/farmer train $$name --basis $$basis --device cpu --folder runs/pretrained/$$model && \
+	    if [ $$model = photos ]; then $(BIN)/farmer distill runs/pretrained/photos --device cpu || exit 1; fi && \
 	    $(BIN)/python tools/embed.py runs/pretrained/$$model $$model --half || exit 1; \
 	  done; \
 	done
@@ -79,6 +80,8 @@ pretrained: $(STAMP)
 experiments: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python experiments/results.py digits
 	$(ONE_THREAD) $(BIN)/python experiments/results.py glyphs
+	$(ONE_THREAD) $(BIN)/python experiments/photographs.py results
+	$(ONE_THREAD) $(BIN)/python experiments/photographs.py bases
 	$(ONE_THREAD) $(BIN)/python experiments/colour.py glyphs-field
 	$(ONE_THREAD) $(BIN)/python experiments/colour.py glyphs-palette
 	$(ONE_THREAD) $(BIN)/python experiments/corner_tokens.py

@@ -14,6 +14,8 @@ class Condition:
     "changes of the preset's training"
     seeds: tuple[int, ...] = (0, 1, 2)
     "one run for each"
+    learned_rotation: bool = False
+    "train the rotation of the channels with the rest, from the identity, in place of a fixed basis"
 
 
 # The paper's small twins: equal steps on equal data. Models that are compared have equal numbers of weights within 2% (with
@@ -49,8 +51,15 @@ FLOWS = {
 }
 
 WHOLE = {"digits": {"evaluate_every": 2000, "save_every": 2000}}  # the presets' steps
-WHOLE["glyphs"] = WHOLE["photos"] = {"evaluate_every": 3000, "save_every": 3000}
+WHOLE["glyphs"] = {"evaluate_every": 3000, "save_every": 3000}
 PHOTOS_TARFLOW = {"prior": "standard-normal", "flow_blocks": 10, "flow_width": 108, "prior_width": 108, "head_width": 36}
+# Does the likelihood alone find the split? Depth of the flow and share of the informative channels for the two extremes.
+SHORT = {"steps": 1200, "evaluate_every": 1200, "save_every": 300}
+BASES = {
+    **{basis: {"basis": basis} for basis in ("luma-chroma", "pca", "pixels")},
+    **{f"{basis}, {blocks} blocks": {"basis": basis, "flow_blocks": blocks} for basis in ("luma-chroma", "pixels") for blocks in (2, 12)},
+    **{f"{basis}, half informative": {"basis": basis, "informative_channels": 24} for basis in ("luma-chroma", "pixels")},
+}
 PROTOTYPE = {"scale_first_token": False}
 CORNERS = {"steps": 1500, "evaluate_every": 1500, "save_every": 1500}
 
@@ -65,9 +74,11 @@ CONDITIONS = {
     "results, digits, FARMER": Condition("digits", {}, WHOLE["digits"]),
     "results, digits, TarFlow": Condition("digits", PAPER["digits, TarFlow"], WHOLE["digits"]),
     "results, glyphs, FARMER": Condition("glyphs", {}, WHOLE["glyphs"]),
-    "results, photos, FARMER": Condition("photos", {}, WHOLE["photos"]),
-    "results, photos, TarFlow": Condition("photos", PHOTOS_TARFLOW, WHOLE["photos"]),
-    "results, photos, prototype": Condition("photos", {"dropout": 0.0}, WHOLE["photos"] | {"noise_start": 0.1}, (0,)),
+    "results, photos, FARMER": Condition("photos"),
+    "results, photos, TarFlow": Condition("photos", PHOTOS_TARFLOW),
+    "results, photos, prototype": Condition("photos", {"informative_channels": 12}, {"noise_start": 0.1}, (0,)),
+    **{f"bases, photos, {name}": Condition("photos", changes, SHORT) for name, changes in BASES.items()},
+    "bases, photos, learned rotation": Condition("photos", {"basis": "pixels"}, SHORT, learned_rotation=True),
     **{
         f"colour, {data}, {name}": Condition(data, changes, training, seeds)
         for data in ("glyphs-field", "glyphs-palette")

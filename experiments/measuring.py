@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import torch
 from conditions import CONDITIONS
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from farmer.analysis import probes, redraw_redundant, swap_redundant
 from farmer.data import ArrayDataset, ImageDataset, load_dataset, to_images, to_levels
@@ -25,7 +26,7 @@ from farmer.files import spread
 from farmer.guidance import Guidance
 from farmer.model import Farmer, Latents
 from farmer.objectives import Likelihood, evaluate_bits_per_dim
-from farmer.patches import LUMA_CHROMA, dequantize, patchify, principal_components
+from farmer.patches import LUMA_CHROMA, ChannelBasis, dequantize, patchify, principal_components
 from farmer.presets import PRESETS
 from farmer.training import Trainer, read_log
 
@@ -188,6 +189,26 @@ def photograph_figures(model: Farmer, data: str, drawn: Tensor, seed: int, count
 # --- Train and measure
 
 
+class LearnedRotation(ChannelBasis):
+    "A rotation of the channels that is trained, the identity at first."
+
+    def __init__(self, channels: int):  # d
+        nn.Module.__init__(self)
+        self.turn = parametrizations.orthogonal(nn.Linear(channels, channels, bias=False))
+        self.turn.weight = torch.eye(channels)
+
+    @property
+    def matrix(self) -> Tensor:  # (d, d)
+        return self.turn.weight
+
+
+class FixedStart(Likelihood):
+    "For a model whose basis is not fitted before the first step."
+
+    def fit_basis(self, dataset: ImageDataset) -> None:
+        "It is learned."
+
+
 @torch.enable_grad()
 def train(name: str, seed: int, folder: Path = RUNS, model: Farmer | None = None) -> Trainer:
     "A finished run of a condition, trained now, from where it was stopped, or before. Its model: that of the condition, unless one is given."
@@ -195,8 +216,11 @@ def train(name: str, seed: int, folder: Path = RUNS, model: Farmer | None = None
     preset = PRESETS[condition.data.removeprefix("interleaved ")]
     torch.manual_seed(seed)
     model = Farmer(replace(preset.model, **condition.model)) if model is None else model
+    if condition.learned_rotation:
+        model.basis = LearnedRotation(model.config.token_channels)
+    objective = FixedStart(model) if condition.learned_rotation else Likelihood(model)
     judge, config = judge_of(condition.data), replace(preset.training, seed=seed, **condition.training)
-    trainer = Trainer(Likelihood(model), judge.train, judge.held_out, config, folder / f"{name}, {seed}", device="cpu")
+    trainer = Trainer(objective, judge.train, judge.held_out, config, folder / f"{name}, {seed}", device="cpu")
     trainer.fit()
     return trainer
 

@@ -53,7 +53,7 @@ def _one_of_each_class(dataset: ImageDataset, count: int) -> list[int]:
     return (turn * dataset.num_classes + labels).argsort(stable=True)[:count].tolist()
 
 
-DEFAULT_MODEL = "glyphs-field"  # embedded; what the explorer opens with
+DEFAULT_MODEL = "photos"  # embedded; what the explorer opens with
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class Subject:
 
     @functools.cached_property
     def training(self) -> tuple[Tensor, Latents]:
-        "5,000 training images, classes taking turns, and their latents."
-        dataset = subject_data(self.data, "train", self.model, self.name)
-        images, _ = dataset.batch(_one_of_each_class(dataset, 5000))
+        "5,000 training images, fewer if they are large, classes taking turns; and their latents."
+        dataset, count = subject_data(self.data, "train", self.model, self.name), 4_000_000 // self.images[0].numel()
+        images, _ = dataset.batch(_one_of_each_class(dataset, min(5000, max(200, count))))
         with torch.no_grad():
             return images, concatenate([self.model.encode(part) for part in images.split(500)])
 
@@ -423,12 +423,12 @@ def open_picture(content: bytes) -> Image.Image:  # RGB
         raise ValueError("this is not a picture that can be read: choose a PNG or JPEG file") from error
 
 
-def cut_out(size: Sequence[int], image_shape: Sequence[int], across: float = 0.5, down: float = 0.5, share: float = 1.0) -> tuple[float, ...]:
+def cut_out(size: Sequence[int], image_shape: Sequence[int], across: float = 0.5, down: float = 0.5, zoom: float = 1.0) -> tuple[float, ...]:
     """Left, upper, right and lower edge of the piece of a picture (width, height) that a model of images (C, H, W) sees.
 
-    `share` of the largest piece that fits; at 0 it lies at the left or upper edge, at 1 at the right or lower one.
+    At zoom 1 it is the largest piece that fits; at 0 it lies at the left or upper edge, at 1 at the right or lower one.
     """
-    width, height = (share * min(size[0] / image_shape[2], size[1] / image_shape[1]) * side for side in (image_shape[2], image_shape[1]))
+    width, height = (min(size[0] / image_shape[2], size[1] / image_shape[1]) / zoom * side for side in (image_shape[2], image_shape[1]))
     left, upper = across * (size[0] - width), down * (size[1] - height)
     return left, upper, min(left + width, size[0]), min(upper + height, size[1])
 

@@ -355,16 +355,18 @@ class Swap(Panel):
             "tokens": Control("tokens whose z^R is swapped", tuple(range(height * width)), "tokens", (height, width)),
         }
 
-    @functools.lru_cache(1)  # the tokens leave it as it is
-    def alone(self, first: int, second: int) -> Tensor:  # (N, C, H, W): image A with z^R of B in a single token
+    @functools.lru_cache(1)  # the choice of tokens leaves it as it is
+    def swaps(self, first: int, second: int) -> Tensor:  # (2 + N, C, H, W): A and B with all z^R of the other, A with that of B in one token alone
         (_, _, own), (_, _, donor) = self.subject.pick(first), self.subject.pick(second)
-        return self.subject.model.decode(concatenate([swap_redundant(own, donor, [token]) for token in range(self.subject.model.config.tokens)]))
+        alone = [swap_redundant(own, donor, [token]) for token in range(self.subject.model.config.tokens)]
+        return self.subject.model.decode(concatenate([swap_redundant(own, donor), swap_redundant(donor, own), *alone]))
 
     def pictures(self, first: int, second: int, tokens: Sequence[int]):
         check_partition(self.subject.model)
         (a, _, own), (b, _, donor) = self.subject.pick(first), self.subject.pick(second)
-        swapped = self.subject.model.decode(concatenate([swap_redundant(own, donor, tokens), swap_redundant(donor, own, tokens)]))
-        alone = self.alone(first, second)
+        swapped, alone = self.swaps(first, second).tensor_split([2])
+        if len(tokens) < len(alone):
+            swapped = self.subject.model.decode(concatenate([swap_redundant(own, donor, tokens), swap_redundant(donor, own, tokens)]))
         moved = (alone - a).abs().mean((1, 2, 3))[None]
         most = max(moved.max().item(), 1e-3)
         change = _heat_map(_over_image(self.subject, moved), most)
@@ -581,7 +583,7 @@ class Recolour(Panel):
             "content": Control("your photograph; none: a held-out image", b"", "picture"),
             "image": self.image_control(),
             **{name: Control(f"square: {name}", 0.5, "slider", (0.0, 1.0, 0.01)) for name in ("across", "down")},
-            "share": Control("its size", 1.0, "slider", (0.05, 1.0, 0.01)),
+            "zoom": Control("zoom", 1.0, "slider", (1.0, 10.0, 0.1)),
             "other": Control("giver of z^R; none: a held-out image", b"", "picture"),
             "giver": self.image_control("giver", 17),
         }

@@ -39,8 +39,8 @@ _CIFAR10 = replace(
     condition_repeats=16, head_width=64,
 )  # fmt: skip
 _PHOTOS = replace(
-    _CIFAR10, flow_blocks=6, flow_layers=1, flow_width=96, prior_layers=3, prior_width=96, informative_channels=12, components=16,
-    redundant_components=64, condition_repeats=4, head_width=32, dropout=0.1,
+    _CIFAR10, flow_blocks=6, flow_layers=1, flow_width=96, prior_layers=3, prior_width=96, components=16, redundant_components=64,
+    condition_repeats=4, head_width=32,
 )  # fmt: skip
 _IMAGENET64 = replace(
     _CIFAR10, image_shape=(3, 64, 64), num_classes=1000, flow_blocks=12, flow_width=512, prior_layers=12, prior_width=512, components=64,
@@ -59,7 +59,7 @@ _PAPER_TRAINING = TrainingConfig(
 )  # fmt: skip
 _IMAGENET64_TRAINING = replace(_PAPER_TRAINING, steps=200_000, batch_size=512, learning_rate=3e-4, uniform_noise=True, noise_end=0.0)
 
-_PHOTO_TRAINING = TrainingConfig(steps=3000, batch_size=32, learning_rate=3e-3, warmup_steps=100, noise_start=0.02)
+_PHOTO_TRAINING = TrainingConfig(steps=3000, batch_size=32, learning_rate=3e-3, warmup_steps=100, noise_start=0.05)
 
 PRESETS = {
     "digits": Preset("digits", FarmerConfig(dropout=0.1), TrainingConfig(noise_start=0.2)),

@@ -17,7 +17,7 @@ from .transformer import CausalTransformer, no_autograd
 # Letters used for shapes:
 # B batch, N tokens, d = d_I + d_R informative and redundant channels, K and K_R mixture components, M repeats, W width
 
-# %% ../nbs/05_prior.ipynb #05-016
+# %% ../nbs/05_prior.ipynb #05-014
 class ChannelPartition:
     "The first `informative` channels of a token are z^I, the rest z^R. With all of them informative there is no z^R."
 
@@ -33,7 +33,7 @@ class ChannelPartition:
     def join(self, informative: Tensor, redundant: Tensor) -> Tensor:  # (..., d_I), (..., d_R) -> (..., d)
         return torch.cat([informative, redundant], dim=-1)
 
-# %% ../nbs/05_prior.ipynb #05-030
+# %% ../nbs/05_prior.ipynb #05-027
 class Ancestral:
     """The plain policy of the prior's token loop: draw each token from the mixture that the prior predicts for it.
 
@@ -51,7 +51,7 @@ class Ancestral:
     def draw_redundant(self, shared: GaussianMixture, tokens: int, generator: torch.Generator | None) -> Tensor:  # (B, 1) -> (B, N, d_R)
         return shared.sample((tokens,), generator).squeeze(2).transpose(0, 1)
 
-# %% ../nbs/05_prior.ipynb #05-032
+# %% ../nbs/05_prior.ipynb #05-029
 class AutoregressivePrior(nn.Module):
     """The density of the latents, `p(Z | c) = prod_i p(z^I_i | z^I_<i, c) prod_i p(z^R_i | Z^I, c)` (paper, AR prior).
 
@@ -140,7 +140,7 @@ class AutoregressivePrior(nn.Module):
             redundant = policy.draw_redundant(self.redundant_mixture(hidden), self.tokens, generator)
         return self.turn(self.partition.join(informative, redundant))
 
-# %% ../nbs/05_prior.ipynb #05-038
+# %% ../nbs/05_prior.ipynb #05-035
 class StandardNormalPrior(nn.Module):
     "All channels of all tokens independent N(0, 1), whatever the label. Over all channels it is TarFlow's prior: a baseline."
 
@@ -163,7 +163,7 @@ class StandardNormalPrior(nn.Module):
         shape = (len(labels), *self.mean.shape)
         return torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
 
-# %% ../nbs/05_prior.ipynb #05-042
+# %% ../nbs/05_prior.ipynb #05-039
 def drop_labels(
     labels: Tensor,  # (B,) integers
     probability: float,  # of replacing a label by the null class

@@ -1,6 +1,7 @@
 "The instruments against autograd, torch.distributions and plain loops; what models of other kinds are refused; pictures of all sorts of files."
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -362,6 +363,14 @@ def test_training_images_are_from_the_training_split():
         assert_close(latents.redundant[[0, 1000]], subject.model.encode(images[[0, 1000]]).redundant)
 
 
+@pytest.mark.parametrize("side, count", [(1, 5000), (16, 5000), (32, 1302), (64, 325), (256, 200)])
+def test_fewer_training_images_if_they_are_large(side, count, monkeypatch):
+    "As reading 5,000 of 32 x 32 pixels would take a quarter of a minute."
+    subject, asked = Subject.load("digits", count=1), []
+    monkeypatch.setattr(analysis, "_one_of_each_class", lambda dataset, count: asked.append(count) or [0])
+    assert len(replace(subject, images=torch.zeros(1, 3, side, side)).training[0]) == 1 and asked == [count]
+
+
 def test_more_images_than_there_are():
     assert len(Subject.load("digits", count=10_000).images) == 360
 
@@ -464,7 +473,7 @@ def test_grey_models_see_the_luminance_and_colour_models_see_grey():
 
 @pytest.mark.parametrize("place, rows, columns", [
     (dict(), slice(0, 6), slice(3, 9)), (dict(across=0), slice(0, 6), slice(0, 6)), (dict(across=1, down=0.7), slice(0, 6), slice(6, 12)),
-    (dict(share=0.5, across=0, down=1), slice(3, 6), slice(0, 3)), (dict(share=0.5, across=1 / 3, down=0), slice(0, 3), slice(3, 6)),
+    (dict(zoom=2, across=0, down=1), slice(3, 6), slice(0, 3)), (dict(zoom=2, across=1 / 3, down=0), slice(0, 3), slice(3, 6)),
 ])  # fmt: skip
 def test_a_piece_is_cut_where_it_was_asked_for(place, rows, columns):
     "Of a picture of 6 x 12 squares, each of 10 pixels."
@@ -478,7 +487,7 @@ def test_a_piece_is_cut_where_it_was_asked_for(place, rows, columns):
 @pytest.mark.parametrize("size", [(1, 1), (4000, 1), (1, 4000), (3000, 7)])
 def test_pictures_of_any_size_and_place_are_read(size):
     content = encoded(Image.new("RGB", size, (255, 0, 0)))
-    for place in ({}, dict(across=1.0, down=1.0, share=0.1), dict(across=0.3, down=0.9, share=0.37)):
+    for place in ({}, dict(across=1.0, down=1.0, zoom=10), dict(across=0.3, down=0.9, zoom=2.7)):
         for shape in ((3, 8, 8), (3, 4, 12)):
             assert_close(read_picture(content, shape, 256, **place), torch.tensor([1.0, -1, -1]).reshape(1, 3, 1, 1).expand(1, *shape))
 

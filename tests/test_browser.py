@@ -19,7 +19,7 @@ from helpers import farmer_process, free_port
 from PIL import Image
 
 from farmer import Farmer
-from farmer.analysis import read_picture
+from farmer.analysis import DEFAULT_MODEL, read_picture
 from farmer.explorer import PANELS, _picture
 
 try:
@@ -73,6 +73,11 @@ STEPS = {
     ],
     "Your image": [
         ("canvas", "show()", "seen note nearest latents"),
+    ],
+    "Recolour": [
+        ("image", "image=4", "where made"),
+        ("zoom", "zoom=1.1", "where made"),
+        ("giver", "giver=18", "made"),
     ],
 }
 
@@ -197,7 +202,7 @@ def upload(shown: Shown, folder: Path) -> None:
     for name in ("red.png", "blue.png"):
         shown.choose_file(folder / name)
         after = shown.wait(lambda now: changed(before, now) == start.keys())
-        config = Farmer.from_pretrained("glyphs-field").config
+        config = Farmer.from_pretrained(DEFAULT_MODEL).config
         one = read_picture((folder / name).read_bytes(), config.image_shape, config.levels)
         assert changed(before, after) == start.keys()
         assert base64.b64decode(after["seen"]) == _picture(one, titles=["as the model sees it"], width=144)

@@ -17,16 +17,18 @@ from helpers import complaint, encoded, images_for, library, png, seeded, small,
 from PIL import Image
 from torch.testing import assert_close
 
-from farmer import explorer
-from farmer.analysis import predict_token, redraw_redundant
+import farmer
+from farmer import Farmer, explorer
+from farmer.analysis import DEFAULT_MODEL, open_picture, predict_token, read_picture, redraw_redundant
 from farmer.data import ArrayDataset, load_dataset, to_levels
 from farmer.explorer import (
-    PANELS, Basis, Bits, Mixture, Panel, Subject, Swap, Traverse, Variance, YourImage, _bar_picture, _heat_map, _over_image, _picture, explore,
+    PANELS, Basis, Bits, Mixture, Panel, Recolour, Subject, Swap, Traverse, Variance, YourImage, _bar_picture, _heat_map, _over_image, _picture, explore,
 )  # fmt: skip
 from farmer.files import import_optional
 from farmer.glyphs import glyph_item
 from farmer.model import Latents
 from farmer.patches import patchify
+from farmer.pretrained import embedded_models
 
 
 # --- Pictures
@@ -202,6 +204,13 @@ TABLE = [  # panel, control, value, outputs that change, outputs that stay
     ("Basis", "donor", 5, ["rows"], []),
     ("Basis", "scale", 3.0, ["rows"], []),
     ("Your image", "content", "a picture", ["seen", "note", "nearest", "latents"], []),
+    ("Recolour", "content", "a picture", ["where", "made"], []),
+    ("Recolour", "image", 5, ["where", "made"], []),
+    ("Recolour", "zoom", 2.0, ["where", "made"], []),
+    ("Recolour", "across", 0.1, [], ["where", "made"]),  # the whole of a square picture
+    ("Recolour", "down", 0.1, [], ["where", "made"]),
+    ("Recolour", "other", "a picture", ["made"], ["where"]),
+    ("Recolour", "giver", 5, ["made"], ["where"]),
 ]
 
 
@@ -234,7 +243,7 @@ def test_impossible_states_are_refused_by_name(digits, panel):
 
 @pytest.mark.parametrize("panel, control, value", [
     ("Variance", "image", 2.5), ("Variance", "image", "3"), ("Variance", "scale", None), ("Swap", "tokens", (99,)), ("Swap", "tokens", (-1,)),
-    ("Swap", "tokens", 3), ("Bits", "label", 3), ("Your image", "content", "a path"),
+    ("Swap", "tokens", 3), ("Bits", "label", 3), ("Your image", "content", "a path"), ("Recolour", "other", None), ("Recolour", "zoom", 0.5),
 ])  # fmt: skip
 def test_values_of_the_wrong_kind_are_refused_by_name(digits, panel, control, value):
     complaint(ValueError, lambda: PANELS[panel](digits).render(**{control: value}), control)
@@ -250,7 +259,7 @@ def opened_by(line: str, monkeypatch) -> tuple[Panel, dict[str, object]]:
         return eval(call, {**names, "Subject": Subject})
 
 
-@pytest.mark.parametrize("panel, control, value", [row[:3] for row in TABLE if row[1] != "content"])
+@pytest.mark.parametrize("panel, control, value", [row[:3] for row in TABLE if row[2] != "a picture"])
 def test_the_line_of_code_opens_the_same_panel(digits, panel, control, value, monkeypatch):
     monkeypatch.setattr(Subject, "load", lambda name, *rest, **options: name)
     opened = PANELS[panel](digits)
@@ -283,9 +292,11 @@ def test_a_subject_of_ones_own_is_a_variable_in_the_line_of_code():
     assert Bits(small_subject()).code(image=7).endswith("; Bits(subject).show(image=7)")
 
 
-def test_a_panel_without_a_subject_shows_glyphs_field(subjects, monkeypatch):
-    monkeypatch.setattr(Subject, "load", lambda *args: subjects[args[0] if args else "glyphs-field"])
-    assert Variance().subject.name == "glyphs-field"
+def test_a_panel_without_a_subject_shows_the_default_model(monkeypatch):
+    monkeypatch.setattr(farmer.analysis, "subject_data", mock.Mock(side_effect=ValueError("loaded no further")))
+    with mock.patch.object(Farmer, "from_pretrained", wraps=Farmer.from_pretrained) as load:
+        complaint(ValueError, Variance, "loaded no further")
+    assert DEFAULT_MODEL in embedded_models() and load.call_args.args == (DEFAULT_MODEL,)
 
 
 # --- What single panels show
@@ -393,6 +404,68 @@ def test_basis_compares_the_embedded_models_of_the_same_data(subjects, monkeypat
     complaint(ValueError, lambda: Basis(subjects["glyphs"]).models, "glyphs", "no other embedded model")
 
 
+def test_a_picture_is_drawn_by_one_thread(digits):
+    "Whose number comes back, also after an error."
+    threads, panel, seen = torch.get_num_threads(), Bits(digits), []
+    try:
+        torch.set_num_threads(2)
+        with mock.patch.object(panel, "pictures", lambda **state: seen.append(torch.get_num_threads())):
+            panel.render()
+        complaint(ValueError, lambda: panel.render(image=99), "99")
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+# --- Recolour
+
+
+def test_recolouring_is_a_swap_with_the_giver(digits):
+    model, photograph = digits.model, png(torch.rand(1, 24, 40, generator=seeded()) * 2 - 1)
+    place = dict(across=0.2, down=0.9, zoom=1.5)
+    piece, (_, _, donor) = read_picture(photograph, (1, 8, 8), 17, **place), digits.pick(6)
+    with torch.no_grad():
+        own = model.encode(piece)
+        faded = redraw_redundant(model, own, torch.tensor([10]), 0, seeded())  # of no class
+    expected = torch.cat([piece, model.decode(faded), model.decode(Latents(own.informative, donor.redundant)), digits.images[6:7]])
+    made = Recolour(digits).render(content=photograph, giver=6, **place)["made"]
+    for column in range(4):
+        assert np.abs(cell(made, column, side=144, above=20) - cell(_picture(expected, width=144), column, side=144, above=0)).max() <= 1
+    assert made == Recolour(digits).render(content=photograph, other=png(digits.images[6]), **place)["made"]
+
+
+@pytest.mark.parametrize("height, width, place, edges", [  # left, upper, right and lower edge of the frame, in a picture of 224 pixels
+    (100, 100, dict(), (0, 0, 224, 224)), (100, 200, dict(across=0.0), (0, 0, 112, 112)), (200, 100, dict(down=1.0), (0, 112, 112, 224)),
+    (448, 448, dict(across=1.0, down=0.5, zoom=4.0), (168, 84, 224, 140)), (7, 7, dict(across=0.0, down=0.0, zoom=2.0), (0, 0, 112, 112)),
+])  # fmt: skip
+def test_the_frame_stands_where_the_piece_is_cut(digits, height, width, place, edges):
+    where = pixels(Recolour(digits).render(content=encoded(Image.new("RGB", (width, height), (200, 30, 30))), **place)["where"]).astype(int)
+    left, upper, right, lower = edges
+    white, red = (np.abs(where[..., :3] - colour).max(2) < 3 for colour in ((255, 255, 255), (200, 30, 30)))
+    frame = np.zeros((224, 224), bool)
+    frame[upper:lower, left:right] = True
+    frame[upper + 1 : lower - 1, left + 1 : right - 1] = False
+    assert where.shape == (224, 224, 4) and np.array_equal(white, frame)
+    assert red[upper + 3 : lower - 3, left + 3 : right - 3].all()
+    shown = where[..., 3] > 0
+    assert shown.sum() == 224 * 224 * min(height, width) // max(height, width) and shown[0, 0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000)])
+def test_pictures_of_odd_sizes_are_recoloured(digits, size):
+    for place in (dict(zoom=1.0), dict(zoom=10.0, across=1.0, down=1.0), dict(zoom=3.3, across=0.3, down=0.7)):
+        assert len(Recolour(digits).render(content=encoded(Image.new("RGB", size)), other=encoded(Image.new("L", size)), **place)) == 2
+
+
+def test_a_file_is_decoded_once_however_often_its_piece_moves(digits):
+    panel, content = Recolour(digits), encoded(Image.new("RGB", (50, 40), (1, 2, 3)))
+    panel.render(content=content)
+    before = open_picture.cache_info().misses
+    panel.render(content=content, zoom=2.0)
+    panel.render(content=content, across=0.2)
+    assert open_picture.cache_info().misses == before
+
+
 # --- Panels on models of other kinds
 
 
@@ -416,9 +489,9 @@ def test_every_panel_works_on_every_size_of_model(panel, changes):
 @pytest.mark.parametrize("changes, refused", [
     (dict(num_classes=0), {"Mixture": "nothing to guide between"}),
     (dict(label_dropout=0), {"Mixture": "nothing to guide between"}),
-    (dict(redundant="standard-normal"), {"Variance": "N(0, 1)", "Basis": "N(0, 1)"}),
-    (dict(informative_channels=None), {"Variance": "no partition", "Swap": "no partition", "Basis": "no partition"}),
-    (dict(prior="standard-normal"), dict.fromkeys(["Variance", "Mixture", "Basis"], "N(0, 1)")),
+    (dict(redundant="standard-normal"), dict.fromkeys(["Variance", "Basis", "Recolour"], "N(0, 1)")),
+    (dict(informative_channels=None), dict.fromkeys(["Variance", "Swap", "Basis", "Recolour"], "no partition")),
+    (dict(prior="standard-normal"), dict.fromkeys(["Variance", "Mixture", "Basis", "Recolour"], "N(0, 1)")),
     (dict(flow="coupling"), {}),
 ])  # fmt: skip
 def test_panels_say_what_a_model_lacks(changes, refused):
@@ -649,6 +722,25 @@ def test_uploading_and_drawing(subjects):
         assert seen.value == start and canvas.pixels == [] and upload.value == () and not note.value.startswith("Your picture")
 
 
+def test_uploading_a_photograph_and_a_giver(digits):
+    panel = Recolour(digits)
+    root = panel.show()
+    made, line = find(root, "Image", name="farmer-recolour-made"), code_of(root)
+    own, giver = (widget for widget in walk(root) if isinstance(widget, ipywidgets.FileUpload))
+    start, files = made.value, [encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 20), np.uint8))) for seed in (0, 1)]
+    own.value = uploaded(files[0])
+    assert made.value == panel.render(content=files[0])["made"] != start
+    giver.value = uploaded(files[1])
+    assert made.value == panel.render(content=files[0], other=files[1])["made"]
+    find(root, "FloatSlider", "zoom").value = 2.5
+    find(root, "FloatSlider", "square: down").value = 0.1
+    assert made.value == panel.render(content=files[0], other=files[1], zoom=2.5, down=0.1)["made"]
+    giver.value = uploaded(b"hello")
+    assert ["not a picture" in text for text in alerts(root)] == [True]
+    find(root, "Button", "reset").click()
+    assert made.value == start and code_of(root) == line and alerts(root) == []
+
+
 def test_uploading_what_is_no_picture(digits):
     root = YourImage(digits).show()
     before = find(root, "Image", name="farmer-yourimage-seen").value
@@ -695,8 +787,9 @@ def test_the_page_opens_panels_and_models(page_subjects):
     assert page_subjects == [("digits", None), ("glyphs", None)]  # each loaded once
 
 
-def test_the_page_starts_with_glyphs_field(page_subjects):
-    assert find(explore(), "Dropdown", "model").value == "glyphs-field" and page_subjects == [("glyphs-field", None)]
+def test_the_page_starts_with_the_default_model(page_subjects, subjects, monkeypatch):
+    monkeypatch.setitem(subjects, DEFAULT_MODEL, subjects["digits"])
+    assert find(explore(), "Dropdown", "model").value == DEFAULT_MODEL and page_subjects == [(DEFAULT_MODEL, None)]
 
 
 def test_the_page_lists_the_folder_of_a_run_and_its_data(page_subjects, subjects, monkeypatch):

@@ -36,7 +36,7 @@ DOCUMENTED = {
     "evaluation": {"draw_samples", "inception_score", "manifest", "precision_recall", "read_reference", "write_reference"},
     "demo": {"label_log_probs", "text_images"},
     "presets": {"Preset"},
-    "explorer": {"explore", "Bits", "Variance", "Swap", "Traverse", "Mixture", "Basis", "YourImage"},
+    "explorer": {"explore", "Bits", "Variance", "Swap", "Traverse", "Mixture", "Basis", "YourImage", "Recolour"},
     "cli": {"main", "parse", "Demo", "Prepare", "Train", "TrainCommand", "Distill", "Sample", "Evaluate", "Explore"},
 }  # fmt: skip
 

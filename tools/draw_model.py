@@ -181,11 +181,16 @@ def draw(name: str = "glyphs", index: int = 13, seed: int = 4) -> Figure:
     return canvas.figure
 
 
-def as_png(figure: Figure) -> bytes:
-    "In 128 colours: a third of the bytes."
+def as_png(figure: Figure, colours: int | None = 128) -> bytes:
+    "In few colours: a third of the bytes. With None, for photographs, in 64 shades each of red, green and blue: two thirds."
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn)
-    Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    picture = Image.open(drawn).convert("RGB")
+    if colours is None:
+        picture = picture.point([round(value / 255 * 63) * 255 // 63 for value in range(256)] * 3)
+    else:
+        picture = picture.quantize(colours, kmeans=4, dither=Image.Dither.NONE)
+    picture.save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
