@@ -342,7 +342,7 @@ def predict_token(
 # %% ../nbs/21_analysis.ipynb #21-040
 def _image_factors(images: Tensor) -> dict[str, Tensor]:  # (n, C, H, W), one shape brighter than its ground -> (n, targets) each
     """Properties that can be computed from pixels: position (centre of the ink, in [-1, 1]), stroke (mean ink), and for
-    colour images the colour of a 4 x 4 grid of tiles, on two axes at right angles to grey."""
+    colour images the luma of a 4 x 4 grid of tiles, and their colour on two axes at right angles to grey."""
     brightness = images.mean(1)
     ink = brightness - brightness.amin((1, 2), keepdim=True)
     weight = ink / ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
@@ -351,6 +351,7 @@ def _image_factors(images: Tensor) -> dict[str, Tensor]:  # (n, C, H, W), one sh
     factors = {"position": centre, "stroke": ink.mean((1, 2)).unsqueeze(1)}
     if images.shape[1] == 3:
         tiles = F.adaptive_avg_pool2d(images, 4).flatten(2)
+        factors["luma"] = tiles.mean(1)
         factors["colour"] = (LUMA_CHROMA[1:].to(tiles) @ tiles).flatten(1)
     return factors
 
@@ -366,7 +367,7 @@ def probes(
 ) -> dict[str, dict[str, float]]:
     """What probes read, on held-out images, from z^I, from z^R and from the pixels: accuracy for the class, R^2 for the rest.
 
-    R^2 is 1 for a perfect reading and 0 or less for none. Inputs are standardised. Needs scikit-learn.
+    R^2 is 1 for a perfect reading and 0 or less for none. Inputs are standardised, penalties chosen by leaving one out. Needs scikit-learn.
     """
     linear, neighbours, pipeline, scaling = (
         import_optional(f"sklearn.{name}", "scikit-learn") for name in ("linear_model", "neighbors", "pipeline", "preprocessing")
@@ -382,7 +383,7 @@ def probes(
         targets.append({name: target.numpy() for name, target in ({name: labels for name in by_class} | _image_factors(shown)).items()})
     table = {}
     for target in targets[0]:
-        reader = by_class.get(target) or linear.Ridge()
+        reader = by_class.get(target) or linear.RidgeCV(np.logspace(0, 5, 6))
         fitted = {name: pipeline.make_pipeline(scaling.StandardScaler(), reader).fit(inputs, targets[0][target]).score(
             sources[1][name], targets[1][target]) for name, inputs in sources[0].items()}  # fmt: skip
         table[target] = {name: float(score) for name, score in fitted.items()}

@@ -302,6 +302,7 @@ def test_factors_of_a_known_image():
     assert_close(factors["position"][0], torch.tensor([-1.0, -1.0]))
     assert_close(factors["position"][1], torch.tensor([4 / 7, 4 / 7]))
     assert_close(factors["stroke"][:, 0], torch.tensor([2 / 64, 16 * 2 / 3 / 64]))
+    assert_close(factors["luma"][0], torch.tensor([-0.5, *[-1.0] * 15]))
     assert_close(factors["colour"][0], torch.zeros(32), rtol=0, atol=1e-6)
     red = factors["colour"][1].view(2, 4, 4)
     assert_close(red[:, 3, 3], torch.tensor([2 / 2**0.5, 2 / 6**0.5]))
