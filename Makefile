@@ -72,7 +72,7 @@ pretrained: $(STAMP)
 	  for basis in luma-chroma pca pixels; do \
 	    model=$$name-$$basis; [ $$basis = luma-chroma ] && model=$$name; \
 	    $(BIN)/farmer train $$name --basis $$basis --device cpu --folder runs/pretrained/$$model && \
-	    if [ $$model = photos ]; then $(BIN)/farmer distill runs/pretrained/photos --device cpu || exit 1; fi && \
+	    if [ $$model = photos ]; then $(BIN)/farmer distill runs/pretrained/photos --steps 1500 --batch-size 32 --device cpu || exit 1; fi && \
 	    $(BIN)/python tools/embed.py runs/pretrained/$$model $$model --half || exit 1; \
 	  done; \
 	done

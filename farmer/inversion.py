@@ -157,9 +157,9 @@ class Student(nn.Module):
             raise ValueError(f"the student is {mine.dtype} on {mine.device}, the model {weight.dtype} on {weight.device}; move it with student.to(...)")
         return self
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        "Write `student.safetensors` beside its model, which must be in that folder already."
-        farmer.pretrained.save_student(self, folder)
+    def save_pretrained(self, folder: str | os.PathLike, half: bool = False) -> None:
+        "Write `student.safetensors` beside its model, which must be in that folder already. `half`: weights in float16."
+        farmer.pretrained.save_student(self, folder, half)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> "Student":

@@ -63,14 +63,17 @@ def save_model(model: Farmer, folder: str | os.PathLike, half: bool = False) -> 
             (folder / "student.safetensors").unlink()
 
 
-def save_student(student: Student, folder: str | os.PathLike) -> None:
-    "Write `student.safetensors` beside its model. Raises FileNotFoundError without a model, ValueError beside another one."
+def save_student(student: Student, folder: str | os.PathLike, half: bool = False) -> None:
+    """Write `student.safetensors` beside its model, with `half` rounded to float16.
+
+    Raises FileNotFoundError without a model, ValueError beside another one.
+    """
     folder = Path(folder)
     flow = load_model(folder).flow
     metadata = {"config": (folder / "config.json").read_text(encoding="utf-8"), "flow": checksum(flow)}
     if metadata["flow"] not in student.flow_checksums:
         raise ValueError(f"{folder} holds another model than that of this student; save it beside its own")
-    replace_files({folder / "student.safetensors": _contents(student, metadata)})
+    replace_files({folder / "student.safetensors": _contents(copy.deepcopy(student).half() if half else student, metadata)})
 
 # %% ../nbs/10_pretrained.ipynb #10-007
 def _download(name: str) -> Path:
@@ -176,7 +179,7 @@ def read_source(model: str | os.PathLike) -> str:
             return json.loads((place / "run.json").read_text())["data"]
     raise ValueError(f"{model} does not say which data it was trained on; say it with data, on the command line --data")
 
-# %% ../nbs/10_pretrained.ipynb #10-017
+# %% ../nbs/10_pretrained.ipynb #10-018
 def model_card(config: FarmerConfig, evaluation: Mapping[str, Mapping] | None = None) -> str:  # Markdown with a header for the hub
     "What a model is and how to load it; with the report of `farmer evaluate`, its figures and what moved them."
     channels, height, width = config.image_shape

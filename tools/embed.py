@@ -18,7 +18,7 @@ arguments = parser.parse_args()
 source, target = arguments.run / "model", EMBEDDED / arguments.name
 Farmer.from_pretrained(source).save_pretrained(target, half=arguments.half)
 if (source / "student.safetensors").is_file():
-    Student.from_pretrained(source).save_pretrained(target)
+    Student.from_pretrained(source).save_pretrained(target, half=arguments.half)
 shutil.copy(arguments.run / "run.json", target)
 for path in sorted(target.iterdir()):
     print(f"{path.stat().st_size / 1e6:.2f} MB {path.name}")
