@@ -41,7 +41,8 @@ from .prior import Ancestral
 # %% ../nbs/21_analysis.ipynb #21-006
 def subject_data(data: str, split: str, model: Farmer, name: str) -> ImageDataset:
     "The data set that a model was trained on. Raises ValueError if these cannot be the data."
-    dataset = load_dataset(data, split, image_size=None if data in IMAGE_SIZES else model.config.image_shape[1])
+    own_size = None if data in IMAGE_SIZES and data != "photos" else model.config.image_shape[1]  # folders and photos come in any size
+    dataset = load_dataset(data, split, image_size=own_size)
     check_same_facts(dataset, model.config, name)
     return dataset
 

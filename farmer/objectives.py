@@ -65,9 +65,10 @@ class Likelihood:
         return fingerprint(dataset)
 
     def fit_basis(self, dataset: ImageDataset) -> None:
-        "Fit the channel basis to 4096 images at most, unless the model has been trained already: its flow knows its own basis."
-        if torch.equal(self.module.basis.matrix, torch.eye(self.config.token_channels).to(self.module.basis.matrix)):
-            images, _ = dataset.batch(spread(4096, len(dataset), floor=True))
+        "Fit the channel basis to 4096 images and 2^18 patches at most, unless the model has been trained already: its flow knows its own basis."
+        untouched = torch.equal(self.module.basis.matrix, torch.eye(self.config.token_channels).to(self.module.basis.matrix))
+        if self.config.basis != "pixels" and untouched:
+            images, _ = dataset.batch(spread(max(1, min(4096, 2**18 // self.config.tokens)), len(dataset), floor=True))
             self.module.basis.fit(images, self.config.patch_size, self.config.basis)
 
     def flops(self) -> int:

@@ -28,7 +28,7 @@ def image_grid(
     if factor >= 1:
         images = images.repeat_interleave(round(factor), 2).repeat_interleave(round(factor), 3)
     else:
-        images = F.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True)
+        images = F.interpolate(images, scale_factor=factor, mode="bilinear", antialias=True).clamp(0, 1)
     images = F.pad(images, (margin[1], 0, margin[0], 0), value=ground)
     images = torch.cat([images, images.new_full((-len(images) % columns, *images.shape[1:]), ground)])
     rows = images.unflatten(0, (-1, columns))  # (rows, columns, 3, height, width)

@@ -401,6 +401,11 @@ def test_nothing_there():
     complaint(FileNotFoundError, lambda: Subject.load("digits", "./no-such-data"), "no-such-data")
 
 
+def test_photographs_come_in_the_size_of_the_model(tmp_path):
+    small(image_shape=(3, 64, 64), patch_size=16, num_classes=10, levels=256).save_pretrained(tmp_path)
+    assert Subject.load(tmp_path, "photos", count=10).images.shape == (10, 3, 64, 64)
+
+
 @pytest.mark.parametrize("name, data", [("digits", "glyphs"), ("digits", "glyphs-field"), ("glyphs", "glyphs-field")])
 def test_data_of_another_size_is_refused(name, data):
     complaint(ValueError, lambda: Subject.load(name, data), f"{name} expects", *(str(load_dataset(each, "test").image_shape) for each in (name, data)))

@@ -192,7 +192,7 @@ def drive(shown: Shown, title: str) -> None:
     expect(shown.alert).to_have_count(0)
 
 
-def upload(shown: Shown, folder: Path) -> None:
+def upload(shown: Shown, folder: Path, model: str) -> None:
     "A picture is read; a file that is none is refused, and then the panel still works."
     Image.new("RGB", (40, 30), (200, 30, 30)).save(folder / "red.png")
     Image.new("RGB", (30, 40), (30, 30, 200)).save(folder / "blue.png")
@@ -202,7 +202,7 @@ def upload(shown: Shown, folder: Path) -> None:
     for name in ("red.png", "blue.png"):
         shown.choose_file(folder / name)
         after = shown.wait(lambda now: changed(before, now) == start.keys())
-        config = Farmer.from_pretrained(DEFAULT_MODEL).config
+        config = Farmer.from_pretrained(model).config
         one = read_picture((folder / name).read_bytes(), config.image_shape, config.levels)
         assert changed(before, after) == start.keys()
         assert base64.b64decode(after["seen"]) == _picture(one, titles=["as the model sees it"], width=144)
@@ -387,7 +387,7 @@ def test_panels_on_the_page(shared_page, title):
 def test_uploads_on_the_page(shared_page, tmp_path):
     page = shared_page[0]
     page.get_by_role("button", name="Your image", exact=True).click()
-    upload(Shown(page, "Your image"), tmp_path)
+    upload(Shown(page, "Your image"), tmp_path, DEFAULT_MODEL)
 
 
 def test_another_model_on_the_page(fresh_page):
@@ -444,4 +444,4 @@ def test_panels_in_jupyterlab(lab_page, title):
 
 
 def test_uploads_in_jupyterlab(lab_page, tmp_path):
-    upload(Shown(lab_page[0], "Your image"), tmp_path)
+    upload(Shown(lab_page[0], "Your image"), tmp_path, "glyphs-field")  # the notebook's subject
