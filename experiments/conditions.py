@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Condition:
-    "One model to train, as it differs from the preset of its data."
+    "One model to train, as it differs from a preset."
 
     data: str
-    "name of the data; `interleaved glyphs` are glyphs with their rows and columns interleaved"
+    "name of the preset, whose data they are; `interleaved glyphs` are glyphs with their rows and columns interleaved"
     model: dict = field(default_factory=dict)
     "changes of the preset's model"
     training: dict = field(default_factory=dict)
@@ -78,6 +78,8 @@ CONDITIONS = {
     "results, photos, TarFlow": Condition("photos", PHOTOS_TARFLOW),
     "results, photos, prototype": Condition("photos", {"informative_channels": 12}, {"noise_start": 0.1}, (0,)),
     **{f"bases, photos, {name}": Condition("photos", changes, SHORT) for name, changes in BASES.items()},
+    "results, cifar10-small, FARMER": Condition("cifar10-small", seeds=(0,)),
+    "results, cifar10-small, TarFlow": Condition("cifar10-small", PHOTOS_TARFLOW, seeds=(0,)),
     "bases, photos, learned rotation": Condition("photos", {"basis": "pixels"}, SHORT, learned_rotation=True),
     **{
         f"colour, {data}, {name}": Condition(data, changes, training, seeds)

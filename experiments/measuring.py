@@ -32,6 +32,7 @@ from farmer.training import Trainer, read_log
 
 ROOT = Path(__file__).resolve().parent
 RUNS = ROOT.parent / "runs" / "experiments"
+FOLDERS = {}  # of data that are not a data set's name: "cifar10" -> where another copy of it lies
 
 # Letters used for shapes:
 # B batch, n images, C H W channels, height and width of an image
@@ -64,7 +65,8 @@ def judge_of(data: str) -> Judge:
         judge = judge_of("glyphs")
         train, held_out = (ArrayDataset(interleave(part.values), part.labels, part.levels, part.class_names) for part in judge[:2])
         return judge._replace(train=train, held_out=held_out)
-    train, held_out = (load_dataset(data, split) for split in ("train", "test"))
+    source = PRESETS[data].data
+    train, held_out = (load_dataset(FOLDERS.get(source, source), split, image_size=PRESETS[data].model.image_shape[1]) for split in ("train", "test"))
     extractor = train_classifier(train)
     see = lambda dataset: extract(extractor, dataset.batch(range(min(len(dataset), 20_000)))[0])
     return Judge(train, held_out, extractor, Reference.of(see(held_out)), FeatureStatistics.of(see(train).pooled))

@@ -60,6 +60,7 @@ _PAPER_TRAINING = TrainingConfig(
 _IMAGENET64_TRAINING = replace(_PAPER_TRAINING, steps=200_000, batch_size=512, learning_rate=3e-4, uniform_noise=True, noise_end=0.0)
 
 _PHOTO_TRAINING = TrainingConfig(steps=3000, batch_size=32, learning_rate=3e-3, warmup_steps=100, noise_start=0.05)
+_CIFAR10_TRAINING = replace(_PHOTO_TRAINING, steps=5000, batch_size=64, noise_start=0.1, horizontal_flip=True)
 
 PRESETS = {
     "digits": Preset("digits", FarmerConfig(dropout=0.1), TrainingConfig(noise_start=0.2)),
@@ -68,6 +69,7 @@ PRESETS = {
     "glyphs-palette": Preset("glyphs-palette", _COLOUR_GLYPHS, _COLOUR_TRAINING),
     "photos": Preset("photos", _PHOTOS, _PHOTO_TRAINING),
     "mnist": Preset("mnist", _MNIST, TrainingConfig(steps=20_000, batch_size=128, learning_rate=2e-3, warmup_steps=500, ema_decay=0.999)),
+    "cifar10-small": Preset("cifar10", _PHOTOS, _CIFAR10_TRAINING),
     "cifar10": Preset("cifar10", _CIFAR10, replace(_IMAGENET64_TRAINING, steps=100_000, batch_size=256, learning_rate=5e-4), _ON_GPUS),
     "imagenet64": Preset("data/imagenet-64", _IMAGENET64, _IMAGENET64_TRAINING, _ON_GPUS),
     **{
