@@ -8,8 +8,10 @@ STAMP  := $(VENV)/installed
 # Notebooks call the installed commands by name; small models run several times faster on one thread.
 ON_PATH    := PATH="$(CURDIR)/$(BIN):$$PATH"
 ONE_THREAD := OMP_NUM_THREADS=1
+# The site needs neither PyTorch nor the notebook tools: an environment of its own, in half a minute.
+DOCS       := $(VENV)/docs
 
-.PHONY: help demo lab test slow gpu bench build pretrained experiments paper
+.PHONY: help demo lab test slow gpu docs bench build pretrained experiments paper
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +22,7 @@ help:
 	@echo "  make test    run every check and every notebook"
 	@echo "  make slow    run the tests that take minutes; continuous integration does both"
 	@echo "  make gpu     run the tests that need a CUDA device"
+	@echo "  make docs    build the documentation site into docs/_site, without a network once it is set up"
 	@echo "  make bench   time the fast code against plain or published code"
 	@echo "  make pretrained  train the embedded models again, two hours or more"
 	@echo "  make paper   train and measure the small twins of the paper's tables, more than an hour"
@@ -53,6 +56,13 @@ slow: $(STAMP)
 
 gpu: $(STAMP)
 	@$(BIN)/python -m pytest -m gpu
+
+docs: $(DOCS)/installed
+	@$(DOCS)/bin/python docs/pages.py
+	@$(DOCS)/bin/python -m sphinx -q -W --keep-going -E -c docs -d build/doctrees build/docs build/site
+	@rm -rf docs/_site && mv build/site docs/_site
+	@$(DOCS)/bin/python tools/check_site.py
+	@echo "open docs/_site/index.html"
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/imports.py
@@ -111,4 +121,9 @@ $(STAMP): settings.ini setup.py
 	  $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing PyTorch and the notebook tools into $(VENV), silent until done; several gigabytes and a few minutes the first time."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[notebooks,dev]"
+	@touch $@
+
+$(DOCS)/installed: settings.ini
+	@$(PYTHON) -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip install -qq --disable-pip-version-check $$(sed -n 's/^docs_requirements = //p' settings.ini)
 	@touch $@

@@ -1,4 +1,4 @@
-"Build farmer: the metadata comes from settings.ini, the version from farmer/__init__.py."
+"Build the distribution: its name is in pyproject.toml, the other metadata in settings.ini, the version in farmer/__init__.py."
 import configparser
 import re
 from pathlib import Path
@@ -9,25 +9,42 @@ here = Path(__file__).parent
 parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
-name = settings["lib_name"]
-version = re.search(r'^__version__ *= *"([^"]+)"', (here / name / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
+package = settings["lib_name"]
+version = re.search(r'^__version__ *= *"([^"]+)"', (here / package / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
+repository, branch = settings["repository"], settings["branch"]
+owner, _, project = repository.removeprefix("https://github.com/").partition("/")
+
+
+def absolute(readme: str) -> str:
+    "The README with the full addresses of its pictures and links, as the package index needs them."
+    local = r"(?![a-zA-Z][\w+.-]*:|#)"
+    readme = re.sub(rf"(!\[[^\]]*\]\(|\bsrc=[\"']){local}", rf"\1{repository}/raw/{branch}/", readme)
+    return re.sub(rf"((?<!!)\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\]\(|\bhref=[\"']){local}", rf"\1{repository}/blob/{branch}/", readme)
+
 
 setup(
-    name=name,
     version=version,
     description=settings["description"],
     author=settings["author"],
     license_expression=settings["license"],
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    keywords=[word.strip() for word in settings["keywords"].split(",")],
+    classifiers=settings["classifiers"].strip().splitlines(),
+    project_urls={
+        "Repository": repository,
+        "Documentation": f"https://{owner}.github.io/{project}/",
+        "Issues": f"{repository}/issues",
+        "Changelog": f"{repository}/blob/{branch}/CHANGELOG.md",
+    },
+    long_description=absolute((here / "README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
     python_requires=">=" + settings["min_python"],
-    packages=find_packages(include=[name, name + ".*"]),
-    package_data={name: ["pretrained/*/*", "page/*.ipynb", "page/*.js", "page/voila/templates/farmer/*"]},
+    packages=find_packages(include=[package, package + ".*"]),
+    package_data={package: ["py.typed", "__init__.pyi", "pretrained/*/*", "page/*.*", "page/live/**", "page/voila/templates/farmer/*"]},
     include_package_data=False,  # else setuptools takes the folders of pretrained/ and page/ for forgotten packages
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("notebooks", "evaluation", "logging", "hub", "dev")},
+    extras_require={key.removesuffix("_requirements"): settings[key].split() for key in settings if key.endswith("_requirements")},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
-        "nbdev": [f"{name}={name}._modidx:d"],
+        "nbdev": [f"{package}={package}._modidx:d"],
     },
 )

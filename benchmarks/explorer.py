@@ -21,14 +21,14 @@ from farmer.explorer import PANELS
 from farmer.files import import_optional
 
 MOVES = 50
-MODELS = ("digits", "glyphs", "glyphs-field")
+MODELS = ("photos", "digits", "glyphs", "glyphs-field")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 WATCH = """name => {
     const picture = document.querySelector(name);
     window.waited = new Promise(resolve => document.addEventListener("keydown", () => {
         const start = performance.now();
         new MutationObserver((_, observer) => { observer.disconnect(); resolve(performance.now() - start); })
-            .observe(picture, { attributes: true, attributeFilter: ["src"] });
+            .observe(picture, { childList: true, subtree: true, attributes: true, attributeFilter: ["src"] });
     }, { capture: true, once: true }));
 }"""
 
@@ -42,7 +42,7 @@ def time_widgets(name: str) -> dict[str, list[float]]:
             panel(subject).render()
         except ValueError:
             continue  # the panel does not apply to this model
-        controls = panel(subject).show().children[0].children
+        controls = panel(subject).show().children[1].children
         sliders = [control for control in controls if isinstance(control, (widgets.IntSlider, widgets.FloatSlider))]
         for slider in sliders:
             times, before = [], slider.value
@@ -63,18 +63,20 @@ def time_browser(name: str, executable: str) -> tuple[float, list[float]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     begin = time.perf_counter()
-    server = subprocess.Popen([sys.executable, "-m", "farmer", "explore", name, "--no-browser", "--port", str(port)], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "farmer", "explore", name, "--no-browser", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
+        address = server.stdout.readline().split()[0]  # with its token
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=executable, args=FLAGS.split())
             page = browser.new_page(viewport={"width": 1300, "height": 1000})
             while True:
                 try:
-                    page.goto(f"http://localhost:{port}/", timeout=90_000)
+                    page.goto(address, timeout=90_000)
                     break
                 except Exception:  # not there yet
                     time.sleep(0.2)
-            page.locator(".farmer-variance-now").wait_for(timeout=90_000)
+            page.locator(".farmer-variance-now img").first.wait_for(timeout=90_000)
             opened = time.perf_counter() - begin
             slider = page.locator(".farmer-variance .noUi-handle").nth(1)
             slider.focus()

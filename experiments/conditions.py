@@ -16,6 +16,8 @@ class Condition:
     "one run for each"
     learned_rotation: bool = False
     "train the rotation of the channels with the rest, from the identity, in place of a fixed basis"
+    largest_log_scale: float | None = None
+    "limit of the flow's log-scales, which approach it smoothly; None: without limit"
 
 
 # The paper's small twins: equal steps on equal data. Models that are compared have equal numbers of weights within 2% (with
@@ -60,6 +62,14 @@ BASES = {
     **{f"{basis}, {blocks} blocks": {"basis": basis, "flow_blocks": blocks} for basis in ("luma-chroma", "pixels") for blocks in (2, 12)},
     **{f"{basis}, half informative": {"basis": basis, "informative_channels": 24} for basis in ("luma-chroma", "pixels")},
 }
+# What keeps samples from running away?
+BLOW_UP = {
+    "plain": {},
+    "dropout": {"model": {"dropout": 0.1}},
+    "noise floor": {"training": {"noise_end": 0.01}},
+    "bounded scales": {"largest_log_scale": 3.0},
+    "more noise at the start": {"training": {"noise_start": 0.3}},
+}
 PROTOTYPE = {"scale_first_token": False}
 CORNERS = {"steps": 1500, "evaluate_every": 1500, "save_every": 1500}
 
@@ -80,6 +90,10 @@ CONDITIONS = {
     **{f"bases, photos, {name}": Condition("photos", changes, SHORT) for name, changes in BASES.items()},
     "results, cifar10-small, FARMER": Condition("cifar10-small", seeds=(0,)),
     "results, cifar10-small, TarFlow": Condition("cifar10-small", PHOTOS_TARFLOW, seeds=(0,)),
+    **{
+        f"blow-up, cifar10-small, {name}": Condition("cifar10-small", **changes | {"training": SHORT | changes.get("training", {})}, seeds=(0,))
+        for name, changes in BLOW_UP.items()
+    },
     "bases, photos, learned rotation": Condition("photos", {"basis": "pixels"}, SHORT, learned_rotation=True),
     **{
         f"colour, {data}, {name}": Condition(data, changes, training, seeds)

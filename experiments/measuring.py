@@ -166,7 +166,7 @@ def out_of_range(images: Tensor) -> float:
     return ((images.abs() > 1.5).flatten(1).double().mean(1) > 0.01).double().mean().item()
 
 
-def photograph_figures(model: Farmer, data: str, drawn: Tensor, seed: int, count: int = 500) -> dict[str, float]:
+def photograph_figures(model: Farmer, data: str, seed: int, count: int = 500) -> dict[str, float]:
     """What z^R holds, on held-out images: z^R drawn anew with the variance of the shared mixture scaled, or taken from the next image.
 
     Correlations with the original's luma and chroma; after a swap with those of the receiver, who keeps z^I, and of the giver.
@@ -174,7 +174,7 @@ def photograph_figures(model: Farmer, data: str, drawn: Tensor, seed: int, count
     held_out = judge_of(data).held_out
     images, labels = held_out.batch(spread(count, len(held_out)))
     latents = model.encode(dequantize(images, held_out.levels, torch.Generator().manual_seed(1)))
-    row = {"samples out of range": out_of_range(drawn)}
+    row = {}
     for scale in SCALES:
         shown = model.decode(redraw_redundant(model, latents, labels, scale, torch.Generator().manual_seed(seed)))
         for name, part in (("luma", luma), ("chroma", chroma)):
@@ -204,6 +204,18 @@ class LearnedRotation(ChannelBasis):
         return self.turn.weight
 
 
+class Bounded(nn.Module):
+    "Log-scales, the second half of what a block predicts, that stay smoothly below a limit on both sides."
+
+    def __init__(self, limit: float):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, predicted: Tensor) -> Tensor:  # (..., 2 d)
+        shift, log_scale = predicted.chunk(2, dim=-1)
+        return torch.cat([shift, self.limit * torch.tanh(log_scale / self.limit)], dim=-1)
+
+
 class FixedStart(Likelihood):
     "For a model whose basis is not fitted before the first step."
 
@@ -220,6 +232,9 @@ def train(name: str, seed: int, folder: Path = RUNS, model: Farmer | None = None
     model = Farmer(replace(preset.model, **condition.model)) if model is None else model
     if condition.learned_rotation:
         model.basis = LearnedRotation(model.config.token_channels)
+    if condition.largest_log_scale is not None:
+        for block in model.flow.blocks:
+            block.output = nn.Sequential(block.output, Bounded(condition.largest_log_scale))
     objective = FixedStart(model) if condition.learned_rotation else Likelihood(model)
     judge, config = judge_of(condition.data), replace(preset.training, seed=seed, **condition.training)
     trainer = Trainer(objective, judge.train, judge.held_out, config, folder / f"{name}, {seed}", device="cpu")
@@ -239,6 +254,11 @@ def draw(model: Farmer, seed: int, count: int = 2000, **how) -> tuple[Tensor, Te
     return torch.cat([model.sample(part, generator=generator, **how) for part in labels.split(500)]), labels
 
 
+def bits_per_dim(model: Farmer, dataset: ImageDataset, count: int, conditional: bool = True) -> float:
+    "Mean of as many images; four draws of the dequantisation noise for each, one where there are thousands of images."
+    return evaluate_bits_per_dim(model, dataset, count, conditional, draws=4 if count <= 5000 else 1).mean().item()
+
+
 @torch.no_grad()
 def measure(
     model: Farmer,
@@ -253,10 +273,10 @@ def measure(
     row = {"weights": sum(parameter.numel() for parameter in model.parameters())}
     if "likelihood" in figures:
         for name, dataset, conditional in (("", held_out, True), (" without a label", held_out, False), (", training images", train, True)):
-            row[f"bits/dim{name}"] = evaluate_bits_per_dim(model, dataset, len(held_out), conditional, draws=4).mean().item()
+            row[f"bits/dim{name}"] = bits_per_dim(model, dataset, len(held_out), conditional)
     drawn, labels = draw(model, seed, samples)
     if "samples" in figures:
-        row |= judged(data, drawn, labels)
+        row |= judged(data, drawn, labels) | {"samples out of range": out_of_range(drawn)}
     for name, guidance in guided.items():
         row[name] = judged(data, *draw(model, seed, samples, guidance=guidance))
     if "probes" in figures:
@@ -264,7 +284,7 @@ def measure(
         names = {"class": "class probe, linear", "class, 5 nearest neighbours": "class probe, 5 nearest neighbours", "luma": "luma R2", "colour": "chroma R2"}
         row |= {f"{name}, {source}": found[target][source] for target, name in names.items() if target in found for source in found[target]}
     if "photographs" in figures:
-        row |= photograph_figures(model, data, drawn, seed)
+        row |= photograph_figures(model, data, seed)
     return row | (colour_figures(model, data, drawn, seed) if "colour" in figures else {})
 
 
@@ -276,7 +296,7 @@ def run(name: str, seed: int, figures: Sequence[str] = ("likelihood", "samples")
         row = {"seconds of training": seconds_of(trainer), **measure(trainer.ema, data, seed, figures, guided)}
         if "likelihood" in figures:
             held_out = judge_of(data).held_out
-            row["bits/dim, latest weights"] = evaluate_bits_per_dim(trainer.model, held_out, len(held_out), draws=4).mean().item()
+            row["bits/dim, latest weights"] = bits_per_dim(trainer.model, held_out, len(held_out))
         place.write_text(json.dumps(row, indent=1) + "\n")
         show(f"{name}, seed {seed}", row)
     return json.loads(place.read_text())

@@ -1,33 +1,65 @@
-"""What a small FARMER makes of photographs: `python experiments/photographs.py results` or `bases`; a quarter of an hour a run.
+"""What small FARMERs make of photographs; a quarter of an hour a run for `photos`, an hour for CIFAR-10.
 
-    results     the preset of `photos` and TarFlow with as many weights, three seeds each; figures of samples with and without guidance
-    bases       does the likelihood alone find the split? channel bases, depths of the flow and numbers of informative channels
+    python experiments/photographs.py results            the preset of `photos` and TarFlow with as many weights, three seeds each
+    python experiments/photographs.py bases              does the likelihood alone find the split? channel bases, depths, numbers of informative channels
+    python experiments/photographs.py cifar10 [FOLDER]   the preset `cifar10-small` and TarFlow with as many weights; a grid of samples
+    python experiments/photographs.py blow-up [FOLDER]   where its samples run away, and what was tried against it
 
-`measuring.photograph_figures` says what the figures are.
+Figures of held-out images and of samples with and without guidance; `measuring.photograph_figures` says what those of photographs are.
+With a FOLDER, of train/ and test/ with a sub-folder for each class, that is read in place of the original CIFAR-10, and the result says so.
 """
 import argparse
 
+import torch
+from blow_up import blow_up
 from conditions import conditions
-from measuring import real_figures, record, run
+from measuring import FOLDERS, ROOT, draw, real_figures, record, run, train
 
 from farmer.guidance import ResamplingGuidance
+from farmer.plots import save_images
+from farmer.presets import PRESETS
 
 FIGURES = ("likelihood", "samples", "probes", "photographs")
 GUIDED = {"resampling, w=1": ResamplingGuidance(1.0)}
-DATA = "photos"
+# What is asked for: the preset, and how the names of its conditions begin.
+PARTS = {"results": ("photos", "results"), "bases": ("photos", "bases"), "cifar10": ("cifar10-small", "results"), "blow-up": ("cifar10-small", "blow-up")}
+
+
+def figures_of(prefix: str) -> dict[str, list[dict]]:
+    "Of all conditions that begin so, one row for each seed. TarFlow's latents have no parts, and no class to guide by."
+    rows = {}
+    for name, condition in conditions(prefix).items():
+        partitioned = condition.model.get("prior") != "standard-normal"
+        figures, guided = (FIGURES, GUIDED) if partitioned else (("likelihood", "samples"), {})
+        rows[name] = [run(f"{prefix}{name}", seed, figures, guided) for seed in condition.seeds]
+    return rows
+
+
+def save_grid(name: str) -> None:
+    "Samples of a trained model, a row for each class: guided on the left, unguided on the right."
+    model, halves = train(name, 0).ema, []
+    for guidance in (GUIDED["resampling, w=1"], 0.0):
+        images, _ = draw(model, 0, 60, guidance=guidance)  # classes take turns
+        halves.append(images.unflatten(0, (6, 10)).transpose(0, 1))
+    save_images(torch.cat(halves, dim=1).flatten(0, 1), ROOT / "results" / "cifar10_samples.png", columns=12)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("results", "bases"))
-    what = parser.parse_args().what
-    variants, rows = conditions(f"{what}, {DATA}, "), {}
-    for name, condition in variants.items():
-        partitioned = condition.model.get("prior") != "standard-normal"
-        figures, guided = (FIGURES, GUIDED) if partitioned else (("likelihood", "samples"), {})
-        rows[name] = [run(f"{what}, {DATA}, {name}", seed, figures, guided) for seed in condition.seeds]
-    summary = f"{', '.join(variants)} trained on {DATA} and measured on its held-out crops and on 2,000 samples"
-    record(f"{DATA}_{what}", {"data": DATA, **real_figures(DATA), "variants": rows}, range(3), summary)
+    parser.add_argument("what", choices=PARTS)
+    parser.add_argument("folder", nargs="?")
+    asked = parser.parse_args()
+    preset, beginning = PARTS[asked.what]
+    if asked.folder is not None:
+        FOLDERS["cifar10"] = asked.folder
+    rows = figures_of(f"{beginning}, {preset}, ")
+    result = {"data": PRESETS[preset].data, "another copy of the data": asked.folder is not None, **real_figures(preset), "variants": rows}
+    if preset == "cifar10-small":
+        trained = f"results, {preset}, FARMER"
+        save_grid(trained) if asked.what == "cifar10" else result.update(blow_up(train(trained, 0).ema, preset))
+    name = f"photos_{asked.what}" if preset == "photos" else f"cifar10_{beginning}".replace("-", "_")
+    seeds = range(max(len(row) for row in rows.values()))
+    record(name, result, seeds, f"{', '.join(rows)}: {preset} trained, and measured on held-out images and on 2,000 samples")
 
 
 if __name__ == "__main__":

@@ -9,24 +9,22 @@ __all__ = ['DEFAULT_MODEL', 'subject_data', 'Subject', 'concatenate', 'check_par
            'probes', 'open_picture', 'cut_out', 'read_picture', 'nearest']
 
 # %% ../nbs/21_analysis.ipynb #21-003
-import contextlib
 import functools
-import io
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import check_same_facts
 from .data import IMAGE_SIZES, ImageDataset, load_dataset, to_images, to_levels
 from .files import import_optional, spread
+from .folders import read_picture as whole_picture
 from .guidance import Draw, Guidance, is_improper, resample
 from .mixture import GaussianMixture
 from .model import Farmer, Latents, evaluating
@@ -394,35 +392,15 @@ def probes(
 _MAX_UPLOAD = 10_000_000  # bytes, as much as Jupyter lets through in one message
 
 
-def _eight_bits(file: Image.Image) -> Image.Image:
-    "Grey values of 16 bits or more, or of floats, in 8 bits: white is 65535 or 1, and what is brighter still, if there is any."
-    values = np.nan_to_num(np.asarray(file, np.float32))
-    white = max(1 if file.mode == "F" else 65535, values.max())
-    values = np.where(values == file.info.get("transparency"), white, values)
-    return Image.fromarray((values.clip(0) / white * 255).round().astype(np.uint8))
-
-
 @functools.lru_cache(2)
 def open_picture(content: bytes) -> Image.Image:  # RGB
-    "An image file as a viewer shows it: upright, its first frame, white under what is transparent. Raises ValueError for what is no such file."
+    "`farmer.folders.read_picture` of a file that somebody sends. Raises ValueError for what is no such file."
     if len(content) > _MAX_UPLOAD:
         raise ValueError(f"the file has {len(content) / 1e6:.0f} MB, at most {_MAX_UPLOAD / 1e6:.0f} are read: make it smaller")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            file = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-        file = _eight_bits(file) if file.mode[0] in "IF" else file
-        file = file.convert("RGBA") if file.mode == "P" or file.has_transparency_data else file
-        with contextlib.suppress(KeyError, ImportError, ImageCms.PyCMSError):  # no profile, or one that does not fit, which viewers ignore
-            profiles = io.BytesIO(file.info["icc_profile"]), ImageCms.createProfile("sRGB")
-            file = ImageCms.profileToProfile(file, *profiles, outputMode="RGBA" if file.mode == "RGBA" else "RGB")
-        page = Image.new("RGBA", file.size, "white")
-        page.alpha_composite(file.convert("RGBA"))
-        return page.convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError("the picture has too many pixels to be read: make it smaller") from error
-    except Exception as error:  # decoders of damaged files raise all sorts of errors
-        raise ValueError("this is not a picture that can be read: choose a PNG or JPEG file") from error
+        return whole_picture(content)
+    except ValueError as error:
+        raise ValueError(f"this is not a picture that can be read, {error}: choose another PNG or JPEG file, or make it smaller") from error
 
 
 def cut_out(size: Sequence[int], image_shape: Sequence[int], across: float = 0.5, down: float = 0.5, zoom: float = 1.0) -> tuple[float, ...]:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['derive_seed', 'BatchStream', 'split_batch', 'ImageNumbers', 'image_seeds', 'image_numbers', 'add_randomness', 'Part',
-           'ReadableImages', 'as_read', 'read_batches']
+           'ReadableImages', 'OnlyReadable', 'as_read', 'explained_workers', 'read_batches']
 
 # %% ../nbs/13_batches.ipynb #13-002
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .data import ImageDataset
+from .files import hold_signals, say, start_worker
 from .patches import add_gaussian_noise, dequantize
 from .prior import drop_labels
 
@@ -148,9 +150,60 @@ class ReadableImages(Dataset):
         raise ValueError(f"{self.most_skipped} images in a row cannot be read, the last: {complaints[-1]}")
 
 
+class OnlyReadable(ImageDataset):
+    "A data set whose batches leave out what cannot be read. It says so, once for each image, and keeps the complaints."
+
+    def __init__(self, dataset: ImageDataset):
+        self.dataset, self.left_out = dataset, {}  # image -> complaint
+        self.image_shape, self.levels, self.class_names, self.labels = dataset.image_shape, dataset.levels, dataset.class_names, dataset.labels
+
+    def pixels(self, index: int) -> Tensor:  # (C, H, W) uint8
+        return self.dataset.pixels(index)
+
+    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:  # at most B images (C, H, W) in [-1, 1], and their labels
+        "Those of the images that can be read. Raises ValueError if none can."
+        indices = torch.as_tensor(indices).tolist()
+        try:
+            return self.dataset.batch(self.readable(indices))
+        except (ValueError, OSError):
+            for index in self.readable(indices):
+                self.look_at(index)
+            return self.dataset.batch(self.readable(indices))
+
+    def readable(self, indices: list[int]) -> list[int]:
+        "Without those that are known to be unreadable."
+        found = [index for index in indices if index not in self.left_out]
+        if not found:
+            raise ValueError(f"none of {len(indices)} images can be read, the last: {self.left_out[indices[-1]]}")
+        return found
+
+    def look_at(self, index: int) -> None:
+        "Note an image that cannot be read."
+        try:
+            self.dataset.batch([index])
+        except (ValueError, OSError) as error:
+            self.left_out[index] = str(error)
+            say(f"{error} ({len(self.left_out)} of {len(self)} so far; left out)")
+
+
 def as_read(part: Part) -> Part:
     "For a DataLoader whose data set makes whole batches."
     return part
+
+
+@contextmanager
+def explained_workers() -> Iterator[None]:
+    "Errors of the processes that read images as one line: what they say, without their traceback, or how they ended."
+    try:
+        yield
+    except Exception as error:
+        text = str(error).strip()
+        if "DataLoader worker" not in text:
+            raise
+        *traceback, last = text.splitlines()
+        if traceback:
+            raise ValueError(last.partition(": ")[2] or last) from None
+        raise OSError(f"a process that reads images was lost ({last}); if memory ran out, use fewer workers") from None
 
 
 def read_batches(
@@ -161,7 +214,8 @@ def read_batches(
     pin_memory: bool,  # for a CUDA device
 ) -> Iterator[list[Part]]:
     "For every batch of a stream, the parts that a rank computes."
-    indices = (batch[places] for batch in stream for places in slices)
-    parts = iter(DataLoader(ReadableImages(dataset), batch_sampler=indices, collate_fn=as_read, num_workers=workers, pin_memory=pin_memory))
+    indices, options = (batch[places] for batch in stream for places in slices), {"worker_init_fn": start_worker, "collate_fn": as_read}
+    with hold_signals():
+        parts = iter(DataLoader(ReadableImages(dataset), batch_sampler=indices, num_workers=workers, pin_memory=pin_memory, **options))
     for _ in range(len(stream)):
         yield [next(parts) for _ in slices]

@@ -6,8 +6,11 @@
 __all__ = ['fingerprint', 'checkpoints', 'newest_checkpoint', 'load_checkpoint', 'CheckpointWriter']
 
 # %% ../nbs/15_checkpoints.ipynb #15-002
+import io
 import json
 import os
+import pickle
+import re
 import shutil
 import warnings
 import zlib
@@ -16,29 +19,38 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_model_state_dict, set_state_dict
 from torch.optim import Optimizer
+from torch.serialization import _get_layout
 from tqdm.auto import tqdm
 
-from .data import ImageDataset, to_levels
+from .batches import ReadableImages
+from .checks import read_json
+from .data import ImageDataset
 from .distributed import Ranks
 from .files import replace_files, spread
 
 # %% ../nbs/15_checkpoints.ipynb #15-004
 def fingerprint(dataset: ImageDataset) -> str:
     "Tells data sets apart: the number of images and a checksum of 16 of them, with labels, spread evenly."
-    images, labels = dataset.batch(spread(16, len(dataset), floor=True))
-    pixels = to_levels(images, dataset.levels)
-    return f"{len(dataset)} images, {zlib.crc32(labels.numpy().tobytes(), zlib.crc32(pixels.numpy().tobytes())):08x}"
+    part = ReadableImages(dataset).__getitems__(spread(16, len(dataset), floor=True))
+    text = f"{len(dataset)} images, {zlib.crc32(part.labels.numpy().tobytes(), zlib.crc32(part.pixels.numpy().tobytes())):08x}"
+    return f"{text}, {len(part.complaints)} unreadable" if part.complaints else text
 
 # %% ../nbs/15_checkpoints.ipynb #15-007
 _FORMAT = 3
 _KEPT = 2
+_FREE = {"evaluate_every", "save_every", "evaluation_images"}  # of a training's settings, these change no weight
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -57,24 +69,25 @@ def _file_facts(path: Path) -> dict[str, int]:
 
 def _all_file_facts(folder: Path) -> dict[str, dict[str, int]]:
     "Of every file in a checkpoint but its manifest, several at a time."
-    files = sorted(path for path in folder.iterdir() if path.name != "manifest.json")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
     with ThreadPoolExecutor(8) as pool:
         return dict(zip((path.name for path in files), pool.map(_file_facts, files)))
 
 
 def _read_manifest(path: Path) -> dict | None:
     "What a checkpoint says about itself; None if that is lost. Raises ValueError for one of another version."
+    fields = {"step": int, "model_config": dict, "training_config": dict, "data": str, "files": dict[str, dict[str, int]]}
     if path.is_file():
         version = "2 or older"
     else:
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            version = manifest["farmer_checkpoint"]
-        except (OSError, ValueError, KeyError, TypeError):
+            version = read_json(path / "manifest.json", "the manifest of a checkpoint", {"farmer_checkpoint": int})["farmer_checkpoint"]
+            manifest = read_json(path / "manifest.json", "the manifest of a checkpoint", fields) if version == _FORMAT else None
+        except (OSError, ValueError):
             return None
     if version != _FORMAT:
         raise ValueError(f"{path} has format {version}, this farmer reads {_FORMAT}; use the version that wrote it or a new folder")
-    return manifest
+    return manifest if path.name == f"step-{manifest['step']:08d}" and ".metadata" in manifest["files"] else None
 
 
 def _is_intact(path: Path) -> bool:
@@ -86,6 +99,52 @@ def _is_intact(path: Path) -> bool:
     return all(found.get(name) == facts for name, facts in manifest["files"].items())
 
 # %% ../nbs/15_checkpoints.ipynb #15-009
+_KNOWN = {(each.__module__, each.__qualname__): each for each in (
+    dcp_metadata.Metadata, dcp_metadata.MetadataIndex, dcp_metadata.StorageMeta, dcp_metadata.TensorStorageMetadata, dcp_metadata.BytesStorageMetadata,
+    dcp_metadata.ChunkStorageMetadata, dcp_metadata.TensorProperties, dcp_metadata._MEM_FORMAT_ENCODING, _StorageInfo, torch.Size, _get_layout,
+)}  # fmt: skip
+_KNOWN |= {("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_KNOWN |= {(module, name): Path for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")}
+
+
+class _MetadataUnpickler(pickle._Unpickler):
+    "Knows what torch's checkpoint writer writes, and lets nothing change its classes. Raises UnpicklingError for anything else."
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
+        return _KNOWN[module, name]
+
+    def load_build(self) -> None:
+        if isinstance(self.stack[-2], type):
+            raise pickle.UnpicklingError("it would change a class, which no checkpoint needs")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+class _Reader(dcp.FileSystemReader):
+    "Reads a checkpoint's files, none but those beside its manifest."
+
+    def read_metadata(self, *args, **kwargs) -> dcp_metadata.Metadata:
+        metadata = _MetadataUnpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
+        if any(Path(place.relative_path).name != place.relative_path for place in metadata.storage_data.values()):
+            raise pickle.UnpicklingError("it points to another folder")
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Planner(dcp.DefaultLoadPlanner):
+    "Reads what is no tensor without running code."
+
+    def load_bytes(self, read_item: ReadItem, value: BinaryIO) -> None:
+        torch.save(torch.load(value, weights_only=True), safe := io.BytesIO())
+        safe.seek(0)
+        super().load_bytes(read_item, safe)
+
+# %% ../nbs/15_checkpoints.ipynb #15-011
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest one that is intact; says so if it is not the newest. Saves that were cut short are removed.
 
@@ -107,11 +166,25 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def _check_same_run(path: Path, facts: Mapping) -> None:
     "Raise ValueError, naming what differs, unless a checkpoint belongs to a run of these facts: `model_config`, `training_config`, `data`."
     then, now = _read_manifest(path), json.loads(json.dumps(facts))
+    if " unreadable" in then["data"] + now["data"]:  # the checksums are of different images; compare what else there is
+        then["data"], now["data"] = (re.sub(r", [0-9a-f]{8}(, \d+ unreadable)?", "", one["data"], count=1) for one in (then, now))
     for kind, advice in (("model_config", "its settings"), ("training_config", "its settings"), ("data", "the same data and model")):
         old, new = (one[kind] if isinstance(one[kind], dict) else {"data": one[kind]} for one in (then, now))
-        changed = [f"{name} {old.get(name)} -> {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
+        differs = [name for name in {**old, **new} if name not in _FREE and old.get(name) != new.get(name)]
+        if differs == ["steps"]:
+            advice = "as many, which fix the schedules of rate and noise, or start a new run from its model (--start-from)"
+        changed = [f"{name} {old.get(name)} -> {new.get(name)}" for name in differs]
         if changed:
             raise ValueError(f"{path} belongs to another run ({'; '.join(changed)}); use {advice} or a new folder")
+
+# %% ../nbs/15_checkpoints.ipynb #15-012
+def _reason(error: BaseException) -> str:
+    "What went wrong, on which rank, in one line."
+    place = ""
+    if isinstance(error, CheckpointException):
+        rank, (error, _) = next(iter(error.failures.items()))
+        place = f"rank {rank}: "
+    return place + (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _state(model: nn.Module, optimizer: Optimizer, average: nn.Module, updates: Tensor) -> dict:
@@ -121,18 +194,21 @@ def _state(model: nn.Module, optimizer: Optimizer, average: nn.Module, updates: 
 
 
 def load_checkpoint(path: Path, facts: Mapping, model: nn.Module, optimizer: Optimizer, average: nn.Module, updates: Tensor) -> int:
-    "Go on from a checkpoint, written by any number of ranks; its step. Raises ValueError for one of another run."
+    "Go on from a checkpoint, written by any number of ranks; its step. Raises ValueError for one of another run, or that torch's writer did not write."
     _check_same_run(path, facts)
     state = _state(model, optimizer, average, updates)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is")  # not in use, when one process loads by itself, as it should
-        dcp.load(state, checkpoint_id=path)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    set_model_state_dict(average, state["average"])
-    updates.copy_(state["updates"])
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is")  # not in use, when one process loads by itself, as it should
+            dcp.load(state, storage_reader=_Reader(path), planner=_Planner())
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_model_state_dict(average, state["average"])
+        updates.copy_(state["updates"])
+    except (Exception, CheckpointException) as error:
+        raise ValueError(f"{path} cannot be loaded ({_reason(error)}); go on from the one before it, or use a new folder") from None
     return _read_manifest(path)["step"]
 
-# %% ../nbs/15_checkpoints.ipynb #15-011
+# %% ../nbs/15_checkpoints.ipynb #15-014
 def _publish(written: Future, partial: Path, path: Path, facts: Mapping) -> None:
     "When all files are written: add the manifest, give the checkpoint its name, and remove what it replaces. Raises OSError if anything fails."
     try:
@@ -143,10 +219,7 @@ def _publish(written: Future, partial: Path, path: Path, facts: Mapping) -> None
         os.replace(partial, path)
     except (Exception, CheckpointException) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, CheckpointException):
-            rank, (error, _) = next(iter(error.failures.items()))
-            error = f"rank {rank}: {error}"
-        raise OSError(f"{path} could not be written ({error}); those before it are kept; make room and go on from them") from None
+        raise OSError(f"{path} could not be written ({_reason(error)}); those before it are kept; make room and go on from them") from None
     others = [other for other in checkpoints(path.parent.parent) if other != path]
     earlier = [other for other in others if other < path]
     for old in set(others) - set(earlier[len(earlier) - _KEPT + 1 :]):

@@ -1,16 +1,24 @@
-"""What may go into a model: checks of arguments, each a function that raises ValueError in one line that says what to do."""
+"""What may go into a model: checks of arguments, and of what comes from a disk. Each raises ValueError in one line that says what to do."""
+import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal, get_args, get_origin, get_type_hints
+import os
+import reprlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def check_number(name: str, value: object, interval: str, whole: bool = False) -> None:
-    "Raise ValueError unless the value is a finite number, or a whole one, in an interval such as `[0, 1)` or `(0, inf)`."
+    "Raise ValueError unless the value is a finite number, or a whole one of 64 bits, in an interval such as `[0, 1)` or `(0, inf)`."
     low, high = (float(end) for end in interval[1:-1].split(","))
-    fits = type(value) is int if whole else isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = type(value) is int if whole else isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = number and abs(value) <= (2**63 - 1 if whole else sys.float_info.max)
     fits = fits and (low <= value if interval[0] == "[" else low < value) and (value <= high if interval[-1] == "]" else value < high)
     if not fits:
         limits = f"in {interval}" if math.isfinite(high) else f"{low:g} or more" if interval[0] == "[" else f"above {low:g}"
@@ -31,6 +39,76 @@ def check_fields(config: object, intervals: Mapping[str, str] = {}) -> None:
             check_number(name, value, intervals.get(name, "[1, inf)"), whole=True)
         elif kind is float:
             check_number(name, value, intervals.get(name, "[0, inf)"))
+
+
+_LARGEST_JSON = 2**24  # bytes
+
+
+def _is_json(value: object, kind: type) -> bool:
+    "Whether a value from JSON is of a type such as float, str | None, list[int] or dict[str, dict]. True is no number, a whole one is a float, too."
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_is_json(value, each) for each in inner)
+    if origin in (list, dict):
+        return type(value) is origin and all(_is_json(each, inner[-1]) for each in (value if origin is list else value.values()))
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max if kind is float else type(value) is kind
+
+
+def parse_json(content: str | bytes, source: object, what: str, fields: Mapping[str, type]) -> dict:
+    """The object in JSON that came from a disk, which has these keys with values of these types, and perhaps others.
+
+    Raises ValueError that names the source, what it should be, and what is wrong: not JSON, nested too deeply, a number
+    that is not finite, a key that is missing or of another type.
+    """
+
+    def refuse(reason: str) -> None:
+        raise ValueError(f"{source} is not {what}: {reason}; get it again from where it came, or make it again") from None
+
+    def no_number(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
+    try:
+        values = json.loads(content, parse_constant=no_number)
+    except RecursionError:
+        refuse("it is nested too deeply")
+    except ValueError as error:  # no JSON, no text, a number of too many digits
+        refuse(str(error).partition(";")[0])
+    if type(values) is not dict:
+        refuse("it has no keys")
+    for key, kind in fields.items():
+        if key not in values:
+            refuse(f"{key!r} is missing")
+        if not _is_json(values[key], kind):
+            refuse(f"{key!r} is {reprlib.repr(values[key])}, not {kind if get_args(kind) else kind.__name__}")
+    return values
+
+
+def read_json(path: str | os.PathLike, what: str, fields: Mapping[str, type]) -> dict:
+    "As `parse_json`, from a file of at most 16 MiB. Raises FileNotFoundError if it is not there."
+    path = Path(path)
+    if path.exists() and (not path.is_file() or path.stat().st_size > _LARGEST_JSON):
+        raise ValueError(f"{path} is not {what}: it is no file, or too large; make it again")
+    return parse_json(path.read_bytes(), path, what, fields)
+
+
+def read_arrays(
+    path: Path,
+    what: str,  # it should be, and what to do if it is not
+    fields: Mapping[str, tuple[type, tuple[int | None, ...]]],  # numpy type and shape of each array; None: any length
+    optional: Sequence[str] = (),  # those that may be missing
+) -> dict[str, np.ndarray]:
+    "Arrays of an .npz file, which is never unpickled. Raises ValueError for any other file, and for NaN."
+    try:
+        with np.load(path) as file:
+            arrays = {key: file[key] for key in fields if key in file or key not in optional}
+    except Exception as error:  # whatever is not such a file fails in its own way
+        raise ValueError(f"{path} is damaged or not {what}") from error
+    for key, array in arrays.items():
+        kind, shape = fields[key]
+        fits = array.ndim == len(shape) and all(side in (None, length) for side, length in zip(shape, array.shape))
+        if not fits or not np.issubdtype(array.dtype, kind) or not array.size or (kind is np.floating and not np.isfinite(array).all()):
+            raise ValueError(f"{path} is not {what}: its {key} is {array.dtype} of shape {array.shape}, or not finite")
+    return arrays
 
 
 def check_shown(images: Tensor) -> None:
@@ -56,6 +134,12 @@ def check_images(images: Tensor, image_shape: Sequence[int]) -> None:
     if magnitude > 2:
         low, high = (value.item() for value in images.detach().aminmax())
         raise ValueError(f"images must be in [-1, 1], found values from {low:.3g} to {high:.3g}; convert 8-bit values with x / 127.5 - 1")
+
+
+def check_features(features: Tensor) -> None:  # (n, D)
+    "Raise ValueError for NaN or infinity, with which figures would be wrong, not all of them visibly."
+    if not features.isfinite().all():
+        raise ValueError(f"features of {(~features.isfinite().all(1)).sum()} of {len(features)} images are not finite: leave those images out, and say so")
 
 
 def check_levels(images: Tensor, levels: int) -> None:
@@ -127,7 +211,10 @@ def check_architecture(config: object) -> None:
     shape = config.image_shape
     if not (isinstance(shape, tuple) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)):
         raise ValueError(f"image_shape must be a tuple of three whole numbers above 0: channels, height, width; got {shape!r}")
-    check_fields(config, {"num_classes": "[0, inf)", "levels": "[2, inf)", "dropout": "[0, 1)", "label_dropout": "[0, 1)"})
+    intervals = {"num_classes": "[0, 1000000]", "levels": "[2, 65536]", "dropout": "[0, 1)", "label_dropout": "[0, 1)"}
+    check_fields(config, intervals | {name: "[1, 100000]" for name, value in vars(config).items() if type(value) is int and name not in intervals})
+    if max(*shape, config.token_channels) > 100_000 or config.flow_blocks * config.flow_layers + config.prior_layers > 1000:
+        raise ValueError("a model has at most 1000 transformer layers, 100000 pixels a side and 100000 channels of a token; choose smaller numbers")
     if shape[1] % config.patch_size or shape[2] % config.patch_size:
         raise ValueError(f"patch_size {config.patch_size} does not divide the image size {shape[1]}x{shape[2]}; choose a common divisor of both")
     if config.basis == "luma-chroma" and shape[0] != 3:
@@ -153,6 +240,15 @@ def check_guidable(config: object, labels: Tensor) -> None:  # (B,)
         raise ValueError("this model was trained with label_dropout 0 and has not learned the density without a class; use guidance=0 or train again")
     if (labels == null_class).any():
         raise ValueError(f"labels hold {null_class}, no class, which cannot be guided towards; use guidance=0 or labels in 0..{null_class - 1}")
+
+
+class _Bindable(Protocol):
+    "A way back that must know its flow first, such as `Jacobi()`."
+
+    def bind(self, flow: Any) -> Callable[[Tensor], Tensor]: ...
+
+
+Inverse = Callable[[Tensor], Tensor] | _Bindable  # from z (B, N, d) to x (B, N, d)
 
 
 def check_inverse(inverse: object) -> None:

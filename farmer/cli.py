@@ -9,40 +9,93 @@ __all__ = ['Command', 'Train', 'Prepare', 'Distill', 'Sample', 'Evaluate', 'Expl
 import contextlib
 import io
 import json
+import math
 import os
 import re
+import secrets
 import socket
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+import webbrowser
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 import torch
 import tyro
+from torch import Tensor
+from tqdm.auto import tqdm
 
 import farmer
 from .analysis import DEFAULT_MODEL, Subject, subject_data
-from .checks import check_number
-from .data import ImageDataset, load_dataset
+from .batches import derive_seed
+from .checks import check_guidable, check_labels, check_number, check_shown
+from .data import IMAGE_SIZES, ImageDataset, load_dataset
 from .demo import show_demo
-from .distributed import ExecutionConfig, Ranks, process_group
+from .distributed import ExecutionConfig, Ranks, best_device, process_group
 from .evaluation import EvaluationConfig, Inception, Solver, evaluate, inverse_by_name
-from .files import import_optional
+from .files import file_digest, import_optional, replace_files, spread
 from .guidance import Guidance
-from .inversion import Jacobi, certify
+from .inversion import Jacobi, Student, certify
 from .model import Farmer, FarmerConfig
 from .objectives import Distillation, Likelihood, evaluate_bits_per_dim
-from .plots import save_images
-from .presets import DISTILLATION, PAPER_GUIDANCE, PRESETS
-from .pretrained import embedded_models, read_source, save_source
+from .plots import picture_format, save_archive, save_files, save_images
+from .presets import DISTILLATION, PAPER_GUIDANCE, PRESETS, Preset
+from .pretrained import embedded_models, model_files, read_source, save_source
 from .shards import prepare_shards
 from .training import Trainer, TrainingConfig, read_log
 
 # %% ../nbs/24_command_line.ipynb #24-004
-def _load_splits(data: str, config: FarmerConfig) -> list[ImageDataset]:
-    "Training and held-out images, of the model's size where the data leaves a choice."
-    return [load_dataset(data, split, image_size=config.image_shape[1]) for split in ("train", "test")]
+_Device = Annotated[str | None, tyro.conf.arg(metavar="cuda|mps|cpu|none", help="none: the best there is")]
+_Guidance = Annotated[str, tyro.conf.arg(metavar="NUMBER|NAME")]
+_Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
+_OptionalFolder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|none")]
+_OptionalData = Annotated[str | None, tyro.conf.arg(metavar="DATA|none")]
+
+
+def _usable(device: str | None) -> str | None:
+    "The same name, if this machine has such a device. Raises ValueError if not."
+    kind, _, number = (device or "cpu").partition(":")
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if not (number or "0").isdecimal() or int(number or 0) >= there.get(kind, 0):
+        raise ValueError(f"--device {device} is not on this machine, which has {', '.join(kind for kind, count in there.items() if count)}")
+    return device
+
+
+def _find_classes(model: Farmer, wanted: Sequence[str]) -> list[int]:
+    "The classes that names and numbers stand for; none: ten of them, spread evenly. Raises ValueError for what is no class."
+    classes, names = model.config.num_classes, model.class_names
+    if not wanted or list(wanted) == ["all"]:
+        return (list(range(classes)) if wanted else spread(10, classes)) or [model.null_class]
+    try:
+        found = [int(name) if re.fullmatch(r"-?\d{1,18}", name) else names.index(name) for name in wanted]  # a name that is a number means the number
+    except ValueError:
+        known = f"numbers or names such as {', '.join(names[:10])}" if names else "numbers, as its classes have no names"
+        raise ValueError(f"{', '.join(wanted)}: not all are classes of this model; use all, or {known}") from None
+    return check_labels(found, classes, None, torch.device("cpu")).tolist()
+
+# %% ../nbs/24_command_line.ipynb #24-006
+def _load_splits(data: str, image_size: int, download: bool = False) -> list[ImageDataset]:
+    "Training and held-out images, of the size that is asked for where the data leaves a choice."
+    size = None if data in IMAGE_SIZES and data != "photos" else image_size
+    if download:  # by one rank, which the others wait for
+        Ranks().on_first(lambda: [load_dataset(data, split, download=True) for split in ("train", "test")] and None)
+    return [load_dataset(data, split, image_size=size) for split in ("train", "test")]
+
+
+def _start_from(source: Farmer, config: FarmerConfig, class_names: Sequence[str]) -> Farmer:
+    "A model with a trained one's basis and weights; of classes by name, or by number where it has no names. A new class starts as no class."
+    known = source.class_names or (class_names if len(class_names) == source.config.num_classes else ())
+    numbers = {name: number for number, name in enumerate(known)}
+    rows = [numbers.get(name, source.null_class) for name in class_names[: config.num_classes]] + [source.null_class]
+    weights, classes = source.state_dict(), "prior.condition.weight"
+    if classes in weights:
+        weights[classes] = weights[classes][rows]
+    model = Farmer(config).to(source.basis.matrix.dtype)
+    model.load_state_dict(weights)
+    return model
 
 
 def _announce(trainer: Trainer, what: str) -> None:
@@ -50,6 +103,7 @@ def _announce(trainer: Trainer, what: str) -> None:
     ranks = f", {trainer.ranks.count} ranks" if trainer.ranks.active else ""
     if trainer.ranks.first:
         print(f"{what} {len(trainer.dataset):,} training images, on {trainer.device}{ranks}, writing to {trainer.folder}")
+        print(trainer.dataset.describe())
     if trainer.ranks.first and trainer.step:
         print(f"going on from step {trainer.step} of {trainer.config.steps}")
 
@@ -58,28 +112,49 @@ def _announce(trainer: Trainer, what: str) -> None:
 class Train:
     "Train a model. The same command again goes on from the last checkpoint, on any number of GPUs: `torchrun ... -m farmer train ...`."
 
-    data: str
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
     "a data set's name, a folder of class sub-folders of images, or one that holds train/ and test/"
-    folder: Path
+    folder: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     "where the run writes its log, samples, checkpoints and model"
     model: FarmerConfig
     training: TrainingConfig
-    device: str | None = None
-    "cuda, mps or cpu; none: the best there is"
+    device: _Device = None
     execution: ExecutionConfig = ExecutionConfig()
+    start_from: Annotated[str | None, tyro.conf.arg(metavar="MODEL|none")] = None
+    "a model to fine-tune: its weights, basis and configuration are what training starts with"
+    download: bool = False
+    "fetch mnist or cifar10 into data/ when they are missing"
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    "fields that the user set, which the data must not overrule"
+
+    def configure(self, train: ImageDataset, source: Farmer | None) -> FarmerConfig:
+        "The given configuration, or that of the model to start with, and the facts of the data. Raises ValueError for a flag that contradicts them."
+        own, shape = self.model, train.image_shape
+        if source is not None:
+            free = {"num_classes", "dropout", "label_dropout"} & self.given
+            own = replace(source.config, **{name: getattr(self.model, name) for name in free})
+            if own.image_shape != shape:
+                raise ValueError(f"{self.data} has images {shape}, {self.start_from} reads {own.image_shape}; choose other data or another model")
+        config = replace(own, image_shape=shape, levels=train.levels, num_classes=train.num_classes if own.num_classes else 0)
+        for name, value in asdict(config).items():
+            if name in self.given and value != (asked := getattr(self.model, name)):
+                other = self.data if source is None or name in ("num_classes", "levels") else self.start_from
+                raise ValueError(f"{name}={asked} contradicts {other}, which has {value}; leave it out{', or use 0 for no classes' * (name == 'num_classes')}")
+        return config
 
     def __call__(self) -> None:
-        with process_group(self.device, self.execution.timeout) as device:
-            train, test = _load_splits(self.data, self.model)
-            classes = train.num_classes if self.model.num_classes else 0  # 0 asks for a model without classes
-            facts = {"image_shape": train.image_shape, "num_classes": classes, "levels": train.levels}
+        with process_group(_usable(self.device), self.execution.timeout) as device:
+            source = Farmer.from_pretrained(self.start_from) if self.start_from else None
+            train, test = _load_splits(self.data, (self.model if source is None else source.config).image_shape[1], self.download)
+            config = self.configure(train, source)
             torch.manual_seed(self.training.seed)
-            model = Farmer(replace(self.model, **facts))
+            model = Farmer(config) if source is None else _start_from(source, config, train.class_names)
+            model.class_names = tuple(train.class_names[: config.num_classes])
             weights = sum(parameter.numel() for parameter in model.parameters())
             trainer = Trainer(Likelihood(model), train, test, self.training, self.folder, device=device, execution=self.execution)
-            _announce(trainer, f"{weights:,} weights,")
+            _announce(trainer, f"{weights:,} weights{f' of {self.start_from}' if source else ''},")
             if trainer.ranks.first:
-                save_source(self.folder, self.data)
+                save_source(self.folder, self.data, {"model": asdict(config), "training": asdict(self.training), "execution": asdict(self.execution)})
             trainer.fit()
             for name, module in (("latest", trainer.model), ("model", trainer.ema)):
                 model = trainer.whole(module)
@@ -91,14 +166,14 @@ class Train:
         if trainer.ranks.first:
             print(f"next: farmer sample {self.folder / 'model'}")
 
-# %% ../nbs/24_command_line.ipynb #24-006
+# %% ../nbs/24_command_line.ipynb #24-008
 @dataclass(frozen=True)
 class Prepare:
     "Crop a folder of images once and pack it into shards that are fast to read. The same command again goes on."
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     "class sub-folders of images, or train/ and test/ (or val/) of such"
-    target: Annotated[Path, tyro.conf.Positional]
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     "folder to write"
     image_size: int = 256
     "pixels a side"
@@ -114,28 +189,26 @@ class Prepare:
             print(report)
         print(f"next: farmer train PRESET --data {self.target}")
 
-# %% ../nbs/24_command_line.ipynb #24-008
+# %% ../nbs/24_command_line.ipynb #24-010
 @dataclass(frozen=True)
 class Distill:
     "Train a model's student, which makes images in one pass. The same command again goes on from the last checkpoint."
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     "the folder of a run, whose model gets the student; or, with --folder, an embedded model or any model's folder"
-    data: str | None = None
+    data: _OptionalData = None
     "data set to distill on; none: that of the run, or of the embedded model"
-    folder: Path | None = None
+    folder: _OptionalFolder = None
     "where the log, checkpoints and the model with its student go; none: into the run's own folder"
     training: TrainingConfig = DISTILLATION
-    device: str | None = None
-    "cuda, mps or cpu; none: the best there is"
+    device: _Device = None
     execution: ExecutionConfig = ExecutionConfig()
 
     def source(self) -> str:
         "The model that gets the student. Raises ValueError where that is not clear."
-        run = Path(self.run)
-        if (run / "model" / "config.json").is_file():
-            return str(run / "model")
-        if (run / "checkpoints").is_dir():
+        if (Path(self.run) / "model" / "config.json").is_file():
+            return str(Path(self.run) / "model")
+        if (Path(self.run) / "checkpoints").is_dir():
             raise ValueError(f"{self.run} has no model yet; let its training finish first, with the same command again")
         if self.folder is None:
             raise ValueError(f"{self.run} is not the folder of a run; say with --folder where the model with its student should go")
@@ -143,9 +216,9 @@ class Distill:
 
     def __call__(self) -> None:
         source, folder, target = self.source(), self.folder or Path(self.run) / "student", (self.folder or Path(self.run)) / "model"
-        with process_group(self.device, self.execution.timeout) as device:
+        with process_group(_usable(self.device), self.execution.timeout) as device:
             data, teacher = self.data or read_source(source), Farmer.from_pretrained(source)
-            train, test = _load_splits(data, teacher.config)
+            train, test = _load_splits(data, teacher.config.image_shape[1])
             trainer = Trainer(Distillation(teacher), train, test, self.training, folder, device=device, execution=self.execution)
             _announce(trainer, f"distilling {source} on")
             trainer.fit()
@@ -155,91 +228,149 @@ class Distill:
                 teacher.cpu().save_pretrained(target)
                 save_source(self.folder, data)
             student.cpu().save_pretrained(target)
-            last = [record for record in read_log(folder) if "held_out_average" in record][-1]
-            print(f"held out: root mean square error {last['held_out_average']:.4f}; of samples, in latents, {last['residual']:.3f}")
+            for record in [record for record in read_log(folder) if "residual" in record][-1:]:
+                print(f"held out: root mean square error {record['held_out_average']:.4f}; of samples, in latents, {record['residual']:.3f}")
             print(f"next: farmer sample {target} --solver student")
 
-# %% ../nbs/24_command_line.ipynb #24-010
+# %% ../nbs/24_command_line.ipynb #24-012
 def _read_guidance(text: str) -> float | Guidance:
     "The scale or the named settings that the text stands for. Raises ValueError for anything else."
-    if text in PAPER_GUIDANCE:
-        return PAPER_GUIDANCE[text]
     try:
-        return float(text)
+        return PAPER_GUIDANCE[text] if text in PAPER_GUIDANCE else float(text)
     except ValueError:
         raise ValueError(f"guidance must be a scale, 0 or more, or one of {', '.join(PAPER_GUIDANCE)}; got {text!r}") from None
 
 
+def _join(parts: Sequence) -> object:
+    "Reports of several batches as one, of the first 10,000 images."
+    columns = zip(*(vars(part).values() for part in parts))
+    return type(parts[0])(*(None if column[0] is None else torch.cat(column)[:10_000] for column in columns))
+
+
 @dataclass(frozen=True)
 class Sample:
-    "Draw images from a trained model into one PNG file, a row for each class."
+    "Draw images from a trained model: into a picture with a row for each class, an archive, or a folder, by the ending of --output."
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[_Model, tyro.conf.Positional]
     "an embedded model such as digits, or the model folder of a run"
-    labels: tuple[int, ...] = ()
-    "classes to draw; none given: every class"
+    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CLASS ...")] = ()
+    "classes to draw, by name or number, or all; none given: at most ten, spread evenly"
     count: int = 10
     "images of each class"
-    guidance: str = "0"
+    guidance: _Guidance = "0"
     "scale of the pull towards the class: 0 none, 1 to 4 usual; or the paper's settings, such as paper-1.1b-p16"
     solver: Solver = "exact"
     "way back through the flow: token by token; all tokens, to a tolerance; or in one approximate pass of the model's student"
     tolerance: float = 1e-5
     "of the solver jacobi: how far values may still move"
     seed: int = 0
-    "of the random numbers: the same seed draws the same images"
+    "of the random numbers: the same seed, batch size and kind of device draw the same images"
     output: Path = Path("samples.png")
-    "file to write"
+    "NAME.png: one picture; NAME.npz: images and labels, arr_0 and arr_1; NAME: a folder of pictures, which goes on if interrupted"
+    batch_size: int | None = None
+    "images drawn at once; none: 500, fewer of a large model"
+    device: _Device = None
 
     def __call__(self) -> None:
-        check_number("count", self.count, "[1, inf)", whole=True)
-        model, guidance = Farmer.from_pretrained(self.model), _read_guidance(self.guidance)
-        inverse = inverse_by_name(self.solver, self.model, self.tolerance)
+        batch = 1 if self.batch_size is None else self.batch_size
+        for name, value, interval in (("count", self.count, "[1, 100000]"), ("batch_size", batch, "[1, inf)"), ("seed", self.seed, "[0, inf)")):
+            check_number(name, value, interval, whole=True)
+        guidance, inverse = _read_guidance(self.guidance), inverse_by_name(self.solver, self.model, self.tolerance)
+        model = Farmer.from_pretrained(self.model).to(_usable(self.device) or best_device())
+        if isinstance(inverse, Student):
+            inverse.to(model.basis.matrix)  # its place and precision
         model.way_back(inverse)  # complains before anything is drawn
-        classes = self.labels or tuple(range(model.config.num_classes)) or (model.null_class,)
-        labels = torch.tensor(classes).repeat_interleave(self.count)
-        latents = model.sample_latents(labels, guidance=guidance, generator=torch.Generator().manual_seed(self.seed))
-        images = model.decode(latents, inverse=inverse)
+        classes, shape = _find_classes(model, self.labels), model.config.image_shape
+        if guidance:
+            check_guidable(model.config, torch.tensor(classes))
+        check_shown(torch.empty(1, *shape))
+        names = [(*(model.class_names or map(str, range(model.null_class))), "no class")[label] for label in classes]
+        labels, width = torch.tensor(classes).repeat_interleave(self.count), shape[2] * math.ceil(64 / shape[2])
+        archive, paths = self.output.suffix.lower() == ".npz", self.paths(labels.tolist(), names, model.device.type)
+        if not paths and not archive and len(labels) * width**2 > 25_000_000:
+            raise ValueError(f"{len(labels):,} images are too many for a picture; draw fewer, or to an --output that is a folder or .npz")
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        save_images(images, self.output, columns=self.count)
-        print(f"{len(images)} images of classes {', '.join(map(str, classes))} in {self.output}")
-        if latents.report is not None:
-            print(f"guidance: {latents.report.summary()}")
-        rounds = f"; {inverse.rounds.double().mean():.1f} rounds a block" if isinstance(inverse, Jacobi) else ""
-        print(f"solver {self.solver}: {certify(model, images, latents, labels).summary()}{rounds}")
+        notes, batches = [], self.draw(model, labels, guidance, inverse, paths)
+        if archive:
+            save_archive((notes.append(note) or images for images, _, note in batches), labels, shape, self.output)  # as they are drawn
+        elif paths:
+            for images, part, note in batches:
+                notes.append(note)
+                save_files(images, paths[part])
+        else:
+            drawn, _, notes = zip(*batches)
+            save_images(torch.cat(drawn), self.output, self.count, width, names)
+        several, numbers = lambda texts: ", ".join(texts[:10] + ["..."] * (len(texts) > 10)), list(map(str, classes))
+        called = f" ({several(names)})" if names != numbers else ""
+        bound = f"; --labels all draws {model.config.num_classes:,}" if not self.labels and len(classes) < model.config.num_classes else ""
+        print(f"{len(labels)} images of classes {several(numbers)}{called} in {self.output}{bound}")
+        certificates, reports, rounds = zip(*notes) if notes else [(None,)] * 3  # none: all were there
+        if reports[0] is not None:
+            print(f"guidance: {_join(reports).summary()}")
+        if certificates[0] is not None:
+            effort = "" if rounds[0] is None else f"; {sum(rounds) / len(rounds):.1f} rounds a block"
+            print(f"solver {self.solver}: {_join(certificates).summary()}{effort}")
 
-# %% ../nbs/24_command_line.ipynb #24-012
+    def paths(self, labels: Sequence[int], names: Sequence[str], device: str) -> list[Path]:
+        "Where the images go in a folder, none for another output. Raises ValueError for an ending of nothing, and a folder of other things."
+        if self.output.suffix and not self.output.is_dir():
+            if self.output.suffix.lower() != ".npz" and picture_format(self.output) is None:
+                raise ValueError(f"output {self.output} must end in .png or another picture format, in .npz, or in nothing for a folder")
+            return []
+        settings = {**asdict(self), "output": "", "labels": labels, "device": device, "weights": file_digest(model_files(self.model)[1])}
+        note, text = self.output / "samples.json", json.dumps(settings).encode()
+        self.output.mkdir(parents=True, exist_ok=True)
+        if any(self.output.iterdir()) and not (note.is_file() and note.read_bytes() == text):
+            raise ValueError(f"{self.output} holds something else than these samples; delete it, or choose another --output")
+        replace_files({note: text})
+        return [self.output / re.sub(r"[^\w.-]", "_", f"{place:06d}-{names[place // self.count]}.png") for place in range(len(labels))]
+
+    def draw(
+        self, model: Farmer, labels: Tensor, guidance: float | Guidance, inverse: Jacobi | Student | None, paths: Sequence[Path]
+    ) -> Iterator[tuple[Tensor, slice, tuple]]:  # images (b, C, H, W) on the CPU, their places, reports about them
+        "Draw batch after batch, each by a seed of its own; those whose files are there are left out."
+        values = model.config.tokens * model.config.components * 2 * model.partition.informative  # that the prior predicts for an image
+        size = self.batch_size or max(1, min(500, 2**27 // values))
+        for index, first in enumerate(tqdm(range(0, len(labels), size), unit="batch", disable=len(labels) <= size)):
+            part = slice(first, first + size)
+            if not paths or not all(path.is_file() for path in paths[part]):
+                generator = torch.Generator(model.device).manual_seed(derive_seed(self.seed, index) if index else self.seed)
+                latents = model.sample_latents(labels[part], guidance=guidance, generator=generator)
+                images = model.decode(latents, inverse=inverse)
+                rounds = inverse.rounds.double().mean().item() if isinstance(inverse, Jacobi) else None
+                yield images.float().cpu(), part, (certify(model, images, latents, labels[part]), latents.report, rounds)
+
+# %% ../nbs/24_command_line.ipynb #24-014
 @dataclass(frozen=True)
 class Evaluate:
-    "Measure a model: bits per dimension of held-out images, quality of samples, everything that moved the numbers. The same command again goes on."
+    "Measure a model: bits/dim of held-out images, quality of samples (torchrun's ranks share them), what moved the numbers. The same command again goes on."
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[_Model, tyro.conf.Positional]
     "an embedded model such as digits, or the model folder of a run"
-    data: str | None = None
+    data: _OptionalData = None
     "its data set; none: as the run noted"
     samples: int = 5000
     "images to draw"
-    guidance: str = "0"
+    guidance: _Guidance = "0"
     "as of farmer sample"
     solver: Solver = "exact"
     "way back through the flow"
     seed: int = 0
     "of everything random"
-    inception: Path | None = None
+    inception: Annotated[Path | None, tyro.conf.arg(metavar="FILE|none")] = None
     "Inception's weights, for FID as the field computes it; none: features of a small classifier, trained on the data"
-    reference: Path | None = None
+    reference: Annotated[Path | None, tyro.conf.arg(metavar="FILE|none")] = None
     "real images in ADM's layout, such as VIRTUAL_imagenet256_labeled.npz; none: the held-out images"
     noise: float = 0.0
     "of images whose density is reported besides bits per dimension; 0: none"
-    folder: Path | None = None
+    folder: _OptionalFolder = None
     "for the samples and evaluation.json; none: runs/evaluation/ and the model's name"
-    device: str | None = None
-    "cuda, mps or cpu; none: the best there is. Several ranks, by torchrun, share the drawing"
+    device: _Device = None
 
     def __call__(self) -> None:
         config = EvaluationConfig(self.samples, _read_guidance(self.guidance), self.solver, seed=self.seed, noise=self.noise)
-        folder = self.folder or Path("runs/evaluation") / self.model.strip("/").replace("/", "-")
-        with process_group(self.device, minutes=60) as device:
+        folder = self.folder or Path("runs/evaluation") / "-".join(part for part in Path(self.model).parts if part != "/")
+        with process_group(_usable(self.device), minutes=60) as device:
             model, data = Farmer.from_pretrained(self.model).to(device), self.data or read_source(self.model)
             extractor = Inception(self.inception).to(device) if self.inception else None
             train, test = (subject_data(data, split, model, self.model) for split in ("train", "test"))
@@ -252,16 +383,8 @@ class Evaluate:
         if first:
             print(f"with their manifest in {folder / 'evaluation.json'}")
 
-# %% ../nbs/24_command_line.ipynb #24-014
+# %% ../nbs/24_command_line.ipynb #24-016
 _PAGE = Path(farmer.__file__).parent / "page"  # a notebook, and a template where Voila looks for it
-_VOILA_OPTIONS = {
-    "template": "farmer",
-    "Voila.ip": "127.0.0.1",
-    "Voila.log_level": "ERROR",
-    "Voila.tornado_settings": "{'websocket_max_message_size': 64000000}",  # uploads come in one message
-    "MappingKernelManager.cull_idle_timeout": 300,  # seconds after which the kernel of a page that was left ends
-    "MappingKernelManager.cull_interval": 60,
-}
 
 
 def _explorer_notebook(model: str, data: str | None) -> str:  # in JSON
@@ -274,20 +397,21 @@ def _explorer_notebook(model: str, data: str | None) -> str:  # in JSON
 class Explore:
     "Pull a model's informative and redundant channels apart, on a web page."
 
-    model: Annotated[str, tyro.conf.Positional] = DEFAULT_MODEL
+    model: Annotated[_Model, tyro.conf.Positional] = DEFAULT_MODEL
     "an embedded model, or the model folder of a run"
-    data: str | None = None
+    data: _OptionalData = None
     "its data set; none: as the run noted"
     port: int = 8866
-    "of the page, http://localhost:PORT"
+    "of the page, http://localhost:PORT/?token=..., as printed"
     theme: Literal["light", "dark"] = "light"
     "colours of the page"
     browser: bool = True
     "open the page in a browser"
 
     def __call__(self) -> None:
-        import_optional("anywidget", "anywidget")
-        voila = import_optional("voila.app", "voila")
+        for package in ("anywidget", "ipywidgets", "matplotlib", "plotly"):  # what the page needs
+            import_optional(package, package)
+        voila, ioloop = import_optional("voila.app", "voila"), import_optional("tornado.ioloop", "voila")
         is_folder = self.model not in embedded_models() and Path(self.model).is_dir()
         model = str(Path(self.model).resolve()) if is_folder else self.model  # the page's kernel runs in another folder
         if self.data or model not in embedded_models():
@@ -299,20 +423,23 @@ class Explore:
             except (OSError, OverflowError):
                 raise ValueError(f"port {self.port} cannot be used, it may be taken; choose another with --port") from None
         os.environ["JUPYTER_PATH"] = os.pathsep.join([str(_PAGE), *filter(None, [os.environ.get("JUPYTER_PATH")])])
-        options = {**_VOILA_OPTIONS, "port": self.port, "theme": self.theme}
-        flags = [f"--{name}={value}" for name, value in options.items()] + ([] if self.browser else ["--no-browser"])
+        token = secrets.token_urlsafe(24)
+        address = f"http://localhost:{self.port}/?token={token}"
+        options = {"Voila.config_file_paths": _PAGE, "Voila.raise_config_file_errors": True, "port": self.port, "theme": self.theme, "token": token}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "explore.ipynb"
             path.write_text(_explorer_notebook(model, self.data))
-            print(f"http://localhost:{self.port} shows {self.model}; Ctrl-C ends it", flush=True)
-            voila.Voila.launch_instance([str(path), *flags])
+            print(f"{address} shows {self.model}; Ctrl-C ends it", flush=True)
+            if self.browser:
+                ioloop.IOLoop.current().add_callback(webbrowser.open, address)  # once the server runs; Voila would open it without the token
+            voila.Voila.launch_instance([str(path), *(f"--{name}={value}" for name, value in options.items()), "--no-browser"])
 
-# %% ../nbs/24_command_line.ipynb #24-016
+# %% ../nbs/24_command_line.ipynb #24-018
 @dataclass(frozen=True)
 class Demo:
     "Train a small FARMER on real handwritten digits, then show its samples and exact likelihoods: about two minutes."
 
-    folder: Path = Path("runs/demo")
+    folder: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/demo")
     "where the run goes; delete it to train again"
     seed: int = 0
     "of everything random"
@@ -320,18 +447,24 @@ class Demo:
     def __call__(self) -> None:
         digits = PRESETS["digits"]
         Train(digits.data, self.folder, digits.model, replace(digits.training, steps=1200, seed=self.seed))()
-        show_demo(Farmer.from_pretrained(self.folder / "model"), *_load_splits(digits.data, digits.model), self.seed)
+        show_demo(Farmer.from_pretrained(self.folder / "model"), *_load_splits(digits.data, 8), self.seed)
         print(f"\nnext: `make lab` and open 00_data.ipynb, or `farmer sample {self.folder / 'model'} --labels 3 8`")
 
-# %% ../nbs/24_command_line.ipynb #24-018
+# %% ../nbs/24_command_line.ipynb #24-020
 _RUNS = {name: Train(preset.data, Path("runs") / name, preset.model, preset.training, execution=preset.execution) for name, preset in PRESETS.items()}
+
+
+def _about(preset: Preset) -> str:
+    "Data, size and machine in one line."
+    model, machine = preset.model, "GPUs, with torchrun" if preset.model.num_classes > 10 else "one GPU" if preset.training.steps > 10_000 else "any computer"
+    return f"{preset.data}, {model.num_classes} classes of {'x'.join(map(str, model.image_shape))} images; {preset.training.steps:,} steps; for {machine}"
 
 
 @dataclass(frozen=True)
 class TrainCommand:
     "Train a model from a preset, any field of which can be changed. The same command again goes on from the last checkpoint."
 
-    run: Union[tuple(Annotated[Train, tyro.conf.subcommand(name, default=run)] for name, run in _RUNS.items())]
+    run: Union[tuple(Annotated[Train, tyro.conf.subcommand(name, default=run, description=_about(PRESETS[name]))] for name, run in _RUNS.items())]
 
     def __call__(self) -> None:
         self.run()
@@ -339,35 +472,107 @@ class TrainCommand:
 
 _COMMANDS = {"demo": Demo, "prepare": Prepare, "train": TrainCommand, "distill": Distill, "sample": Sample, "evaluate": Evaluate, "explore": Explore}
 Command = Union[tuple(Annotated[command, tyro.conf.subcommand(name)] for name, command in _COMMANDS.items())]
+_EXAMPLES = """farmer demo
+farmer prepare photos shards --image-size 256
+farmer train glyphs-field --data photos --folder runs/mine          # your own images, a folder for each class
+farmer train digits --num-classes 0 --folder runs/unconditional
+farmer train photos --start-from photos --data mine --folder runs/fine-tuned
+farmer distill runs/digits
+farmer sample photos --labels cat 3 --guidance 2
+farmer sample runs/digits/model --labels all --count 1000 --output samples.npz
+farmer evaluate digits --samples 2000
+farmer explore photos""".splitlines()
+
+# %% ../nbs/24_command_line.ipynb #24-022
+_kinds = tyro.constructors.ConstructorRegistry()
+
+
+@_kinds.primitive_rule
+def _plain(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    "How numbers, texts and paths are read and shown, and `none` where that is allowed."
+    kind, *others = get_args(info.type) if get_origin(info.type) in (Union, UnionType) else (info.type,)
+    names = {int: "NUMBER", float: "NUMBER", str: "TEXT", Path: "PATH"}
+    if kind not in names or others not in ([], [type(None)]):
+        return None
+    read = lambda texts: None if others and texts[0].lower() == "none" else kind(texts[0])
+    show = lambda value: ["none" if value is None else str(value)]
+    return tyro.constructors.PrimitiveConstructorSpec(1, names[kind] + "|none" * len(others), read, lambda value: True, show)
+
+
+def _in_one_line(box: str) -> str:
+    "What tyro says in a box."
+    rows = [row.strip("│| ") for row in box.splitlines()[1:]]
+    text = " ".join(row for row in rows if row.strip("─-╰╯+"))
+    text, _, about = text.partition(" For full helptext")[0].partition(" Argument helptext:")
+    text = re.sub(r"^Error parsing (\S+): ", r"\1: " if about else "", text)
+    text = re.sub(r"(?:invalid literal for int\(\) with base 10|could not convert string to float): (.*)", r"\1 is not a number, or not a whole one", text)
+    text = re.sub(r"Could not parse arguments (\[.*\]) into .*", r"cannot read \1", text)
+    return re.sub(r" Perhaps you meant: (\S+) .*", r"; perhaps you meant \1", text)
 
 
 def parse(arguments: list[str]) -> Command:
     "The command that the arguments describe. Raises ValueError with one line where tyro would draw a box."
-    if arguments[:1] == ["train"] and len(arguments) > 1 and not arguments[1].startswith("-") and arguments[1] not in PRESETS:
+    home = lambda found: (found[1] or "") + os.path.expanduser(found[2])
+    arguments, message = [re.sub(r"^(--[\w-]+=)?(~.*)", home, argument) for argument in arguments] or ["--help"], io.StringIO()
+    name, settings = arguments[0], {"config": (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes), "registry": _kinds}
+    if name == "train" and arguments[1:] and not arguments[1].startswith("-") and arguments[1] not in PRESETS:
         raise ValueError(f"unknown preset {arguments[1]!r}; choose one of {', '.join(PRESETS)}; your own images go with --data FOLDER")
-    arguments = ["None" if argument == "none" else argument for argument in arguments]
-    message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            return tyro.cli(Command, args=arguments, prog="farmer", config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
+            command = tyro.cli(Command, args=arguments, prog="farmer", **settings)
     except SystemExit as exit:
-        if not exit.code:  # --help
-            raise
-        lines = [line.strip("│|─-╭╮╰╯+ ") for line in message.getvalue().splitlines()[1:]]  # the box without its title
-        text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-        raise ValueError(re.sub(r"^Error parsing \S+: ", "", text) + " (see farmer --help)") from None
+        if exit.code:
+            raise ValueError(f"{_in_one_line(message.getvalue())} (see farmer {f'{name} ' if name in _COMMANDS else ''}--help)") from None
+        print("examples:", *(line for line in _EXAMPLES if name not in _COMMANDS or line.split()[1] == name), sep="\n  ")  # after --help
+        raise
+    given = frozenset(argument.partition("=")[0][2:].replace("-", "_") for argument in arguments if argument.startswith("--"))
+    return TrainCommand(replace(command.run, given=given)) if name == "train" else command
+
+# %% ../nbs/24_command_line.ipynb #24-024
+def _with_flags(text: str, name: str) -> str:
+    "A complaint with a command's flags for the library's names: `patch_size 3 does` becomes `--patch-size 3 does`, `download=True` `--download`."
+    parts = [Train, FarmerConfig, TrainingConfig, ExecutionConfig] if name in ("train", "distill") else [_COMMANDS[name]]
+    fields = "|".join(field for part in parts for field in part.__dataclass_fields__)
+    free, name = r"(?<![\w/.'\"-])", rf"({fields})"  # no part of a path or of another word
+    flag = lambda found: f"--{found[1].replace('_', '-')}" + (f" {found[2]}" if found[2] not in ("", "True") else "")
+    text = re.sub(rf"{free}{name}=(\([^)]*\)|[\w.-]+)", flag, text).replace("inverse=None", "--solver exact")
+    text = re.sub(rf"^{name}(?= must )()", flag, text)
+    return re.sub(rf"{free}{name}(?![\w/.'\"])()", lambda found: flag(found) if "_" in found[1] else found[0], text)
+
+
+def _explain(error: Exception, name: str) -> str | None:
+    "One line about what the user can mend; None for a fault of the program."
+    text, mendable = str(error).strip(), isinstance(error, (ValueError, OSError, FloatingPointError, ImportError))
+    first = text.partition("\n")[0]
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search("allocate memory|out of memory", text):
+        return f"memory ran out; use {'a smaller --batch-size' if name in ('train', 'distill', 'sample') else 'a smaller model or a larger machine'}"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"the model cannot be compiled ({text.partition('raised:')[2].strip().partition(chr(10))[0] or first}); use --no-compile, or mend the compiler"
+    if "DataLoader worker" in first and (mendable or type(error) is RuntimeError):
+        return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1]) if "Traceback" in text else f"a process of --workers ended: {first}"
+    return (_with_flags(text, name) if name in _COMMANDS else text) if mendable else None
 
 
 def main(arguments: list[str] | None = None) -> None:
     "The `farmer` command. Wrong input ends with one line on standard error and exit status 2."
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a run
+    if arguments == ["--version"]:
+        return print(f"farmer {farmer.__version__}")
     try:
-        parse(sys.argv[1:] if arguments is None else arguments)()
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        sys.stderr.write(f"farmer: {' '.join(str(error).split())}\n")  # in one piece: other ranks may be writing theirs
-        raise SystemExit(2) from None
+        parse(arguments)()
     except KeyboardInterrupt:
         print("\nfarmer: interrupted; training and evaluations go on where they stopped when the same command is given again", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        line = _explain(error, arguments[0] if arguments else "")
+        if line is None:
+            raise
+        line = " ".join(line.split())
+        sys.stderr.write(f"farmer: {line if len(line) < 600 else f'{line[:600]}...'}\n")  # in one piece: other ranks may be writing theirs
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__" and "__file__" in globals():  # as a script, not in the notebook

@@ -22,6 +22,7 @@ def text_images(
     images: Tensor,  # (B, 1, H, W) in [-1, 1], H even
     columns: int = 5,
     colour: bool = False,  # 24 greys, for a terminal with colours; otherwise black and white
+    blocks: str = " ▄▀█",  # nothing, the lower half, the upper half, both
 ) -> str:
     "Images as text, two rows of pixels in a line of half blocks, so that a terminal can show samples."
     lines = []
@@ -30,12 +31,22 @@ def text_images(
         for upper, lower in mosaic.unflatten(0, (-1, 2)):
             if colour:
                 greys = ((((half + 1) / 2 * 23).round().int() + 232).tolist() for half in (upper, lower))
-                lines.append("".join(f"\x1b[38;5;{top};48;5;{bottom}m▀" for top, bottom in zip(*greys)) + "\x1b[0m")
+                lines.append("".join(f"\x1b[38;5;{top};48;5;{bottom}m{blocks[2]}" for top, bottom in zip(*greys)) + "\x1b[0m")
             else:
-                blocks = (" ▄▀█"[2 * (top > 0) + (bottom > 0)] for top, bottom in zip(upper.tolist(), lower.tolist()))
-                lines.append("".join(blocks).rstrip())
+                marks = (blocks[2 * (top > 0) + (bottom > 0)] for top, bottom in zip(upper.tolist(), lower.tolist()))
+                lines.append("".join(marks).rstrip())
         lines.append("")
     return "\n".join(lines)
+
+
+def _show_images(images: Tensor) -> None:
+    "Print images in the best way that the terminal has."
+    try:
+        "▄▀█".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        print(text_images(images, blocks=" .'#"))
+    else:
+        print(text_images(images, colour=sys.stdout.isatty()))
 
 # %% ../nbs/19_demo.ipynb #19-008
 def pixel_histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
@@ -56,7 +67,7 @@ def show_demo(model: Farmer, train: ImageDataset, test: ImageDataset, seed: int 
     "Print samples of every class and exact likelihoods of held-out digits, with something to compare them with."
     print("\nsamples of every class, drawn from noise:\n")
     labels = torch.arange(10).view(2, 1, 5).expand(2, 2, 5).flatten()
-    print(text_images(model.sample(labels, generator=torch.Generator().manual_seed(seed)), colour=sys.stdout.isatty()))
+    _show_images(model.sample(labels, generator=torch.Generator().manual_seed(seed)))
     images, labels = test.batch(range(len(test)))
     log_probs = label_log_probs(model, images, torch.Generator().manual_seed(seed))
     print("exact log-likelihoods of held-out digits under each label, in nats; the true label in brackets:\n")

@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = ['ExecutionConfig', 'best_device', 'process_group', 'Ranks', 'Termination', 'make_mesh', 'distribute',
-           'apply_execution', 'gather_weights', 'peak_flops', 'forward_flops', 'Speed']
+           'apply_execution', 'gather_weights', 'peak_flops', 'forward_flops', 'Speed', 'Progress']
 
 # %% ../nbs/14_distributed.ipynb #14-002
 import copy
+import math
 import os
+import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -24,8 +29,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 
 from .checks import check_fields
+from .files import STOP_SIGNALS, lock_folder
 from .flow import AutoregressiveBlock
 from .inversion import Student
 from .transformer import CausalTransformer, TransformerLayer
@@ -144,6 +151,13 @@ class Ranks:
             raise error
         return result
 
+    @contextmanager
+    def locked(self, folder: Path, what: str) -> Iterator[None]:
+        "Hold an output folder, for all ranks. Raises ValueError, on all of them, if another process holds it."
+        with ExitStack() as stack:
+            self.on_first(lambda: stack.enter_context(lock_folder(folder, what)))
+            yield
+
     def copy_from_first(self, module: nn.Module) -> None:
         "Give every rank the weights and buffers of rank 0, on the CPU."
         for tensor in module.state_dict().values() if self.active else ():
@@ -153,20 +167,44 @@ class Ranks:
 
 # %% ../nbs/14_distributed.ipynb #14-011
 class Termination:
-    "While this is entered, SIGTERM sets `asked` instead of ending the process. Outside the main thread Python cannot, and nothing changes."
+    """While this is entered, SIGTERM, SIGINT, SIGHUP and SIGUSR1 set `asked` to their number instead of ending the process; one that is ignored,
+    as by nohup, stays so.
 
-    asked, before = False, None
+    A second SIGINT, a second later, raises KeyboardInterrupt at once. A signal that nobody has `answered` when this is left does then what it
+    would have done. Outside the main thread Python cannot do this, and nothing changes.
+    """
+
+    def __init__(self):
+        self.asked, self.answered, self.interrupted, self.before = 0, False, math.inf, {}
 
     def __enter__(self) -> "Termination":
-        self.asked = False
+        self.asked, self.answered, self.interrupted = 0, False, math.inf
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
+            heard = [number for number in STOP_SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+            self.before = {number: signal.signal(number, self.ask) for number in heard}
         return self
 
-    def __exit__(self, *_) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
-        self.before = None
+    def ask(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and now > self.interrupted + 1:  # Ctrl-C may reach a rank twice at once, from the terminal and from torchrun
+            raise KeyboardInterrupt
+        self.interrupted = min(self.interrupted, now if number == signal.SIGINT else math.inf)
+        self.asked = self.asked or number
+
+    def __exit__(self, error: type | None, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+        if self.asked and not self.answered and error is None:
+            signal.raise_signal(self.asked)
+
+    def end(self, number: int, text: str, first: bool) -> NoReturn:
+        "End the process for a signal that has been answered: by status 0, or, for SIGINT, by KeyboardInterrupt. The first rank says so."
+        if first:
+            print(f"{signal.Signals(number).name}: {text}", flush=True)
+        if number != signal.SIGINT:
+            raise SystemExit(0)
+        raise KeyboardInterrupt if first else SystemExit(130)
 
 # %% ../nbs/14_distributed.ipynb #14-016
 _set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # the latter in older versions of torch
@@ -219,13 +257,20 @@ def gather_weights(module: nn.Module, target: nn.Module | None) -> None:
         target.load_state_dict(weights)
 
 # %% ../nbs/14_distributed.ipynb #14-018
-_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16 products a second, as the maker states them
+_PEAK_FLOPS = {  # dense bfloat16 products a second, summed in float32, in 10^12, as the makers state them; the first whose words are all in the name
+    "GB200": 2500, "B200": 2250, "H200 NVL": 835, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800 PCIe": 756, "H800": 989, "H20": 148,
+    "A100": 312, "A800": 312, "A40": 150, "A30": 165, "A10": 125, "A10G": 70, "RTX A6000": 155, "L40S": 362, "L40": 181, "L4": 121,
+    "RTX 6000 Ada": 364, "RTX 5090": 210, "RTX 4090": 165, "RTX 4080": 97, "RTX 3090": 71, "MI300X": 1307,
+}  # fmt: skip
 
 
 def peak_flops(device: torch.device) -> float | None:
-    "The most floating-point operations a second of a GPU, None if unknown."
+    "The most floating-point operations a second of a GPU; None if unknown, as for a part of one (MIG) and for those of laptops."
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
+    words = set(re.split(r"[^A-Za-z0-9]+", name))
+    if words & {"MIG", "Laptop", "D"}:
+        return None
+    return next((peak * 1e12 for part, peak in _PEAK_FLOPS.items() if words.issuperset(part.split())), None)
 
 
 def forward_flops(module: nn.Module, *shapes: tuple[int, ...]) -> int:
@@ -256,3 +301,21 @@ class Speed:
         if self.device.type == "cuda":
             record["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return {**record, "mfu": speed * self.share} if self.share else record
+
+
+class Progress:
+    "How far a run is: a bar in a terminal or notebook; elsewhere, say in a file, a line at first, every minute, and at the end."
+
+    def __init__(self, steps: int, step: int, first: bool):
+        lines = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=lines or not first)
+        self.lines, self.start, self.started, self.written = lines and first, step, time.monotonic(), -math.inf
+
+    def show(self, record: dict, unit: str, last: bool) -> None:
+        "What the record of a step says; `last`: at all events."
+        text, now = f"loss {record['loss']:.3f} {unit}, {record['images_per_second']:.0f} images/s", time.monotonic()
+        self.bar.set_postfix_str(text)
+        if self.lines and (last or now >= self.written + 60):
+            options = {"initial": self.start, "unit": "step", "postfix": text, "ascii": True}
+            print(tqdm.format_meter(record["step"], self.bar.total, now - self.started, **options), file=sys.stderr, flush=True)
+            self.written = now

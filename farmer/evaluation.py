@@ -10,6 +10,7 @@ __all__ = ['Solver', 'FeatureStatistics', 'frechet_distance', 'inception_score',
 
 # %% ../nbs/20_evaluation.ipynb #20-003
 import hashlib
+import io
 import json
 import math
 import platform
@@ -25,8 +26,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from . import __version__
-from .batches import derive_seed
-from .checks import check_fields, check_number
+from .batches import OnlyReadable, derive_seed
+from .checks import check_features, check_fields, check_number, read_arrays
 from .data import ImageDataset, to_images, to_levels
 from .distributed import Ranks
 from .files import file_digest, import_optional, replace_files, spread
@@ -34,7 +35,7 @@ from .guidance import Guidance
 from .inversion import Jacobi, Student
 from .model import Farmer
 from .patches import add_gaussian_noise
-from .pretrained import model_files
+from .pretrained import model_files, weights_note
 from .objectives import evaluate_bits_per_dim
 
 # Letters used for shapes:
@@ -57,8 +58,7 @@ class FeatureStatistics(NamedTuple):
         count, dimensions = features.shape
         if count <= dimensions:
             raise ValueError(f"{count} images for {dimensions} features: their covariance is not of full rank; use more than {dimensions} images")
-        if not features.isfinite().all():
-            raise ValueError(f"features of {(~features.isfinite().all(1)).sum()} of {count} images are not finite: leave those images out, and say so")
+        check_features(features)
         values = features.double()
         return cls(values.mean(0), torch.cov(values.T).reshape(dimensions, dimensions))
 
@@ -74,8 +74,7 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
     values, vectors = torch.linalg.eigh(first.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     shared = torch.linalg.eigvalsh(root @ second.covariance @ root).clamp(min=0).sqrt().sum()
-    trace = first.covariance.trace() + second.covariance.trace() - 2 * shared
-    return ((first.mean - second.mean).square().sum() + trace).item()
+    return ((first.mean - second.mean).square().sum() + (first.covariance.trace() + second.covariance.trace() - 2 * shared)).item()
 
 # %% ../nbs/20_evaluation.ipynb #20-018
 def inception_score(
@@ -83,6 +82,7 @@ def inception_score(
     splits: int = 10,  # consecutive parts of the images, scored one by one
 ) -> tuple[float, float]:  # mean and standard deviation over the splits
     "`exp(mean KL(p(y|x) || p(y)))`: high if single images are classified with certainty and all classes occur (Salimans et al., 2016)."
+    check_features(logits)
     if len(logits) < splits:
         raise ValueError(f"{len(logits)} images in {splits} splits: use more images or fewer splits")
     scores = []
@@ -104,8 +104,7 @@ def _neighbour_radii(features: Tensor, neighbours: int) -> Tensor:  # (n, D) -> 
     "Squared distance of every point to its k-th nearest other point."
     if len(features) <= neighbours:
         raise ValueError(f"{len(features)} images have no {neighbours} neighbours each; use more images")
-    distances = _squared_distances(features, features)
-    return torch.cat([block.kthvalue(neighbours + 1, dim=1).values for block in distances])  # the nearest point is the point itself
+    return torch.cat([block.kthvalue(neighbours + 1, dim=1).values for block in _squared_distances(features, features)])  # the nearest is the point itself
 
 
 def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> tuple[float, float]:  # features (n, D), (m, D)
@@ -114,6 +113,7 @@ def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> tu
     Precision: share of generated images within the real ones' manifold, the union of balls around real images that reach
     to their k-th neighbours. Recall: the same with the roles exchanged.
     """
+    check_features(torch.cat([real, generated]))
     shares = []
     for points, centres in ((generated, real), (real, generated)):
         radii = _neighbour_radii(centres, neighbours)
@@ -132,7 +132,7 @@ class Features(NamedTuple):
 class SmallClassifier(nn.Module):
     "A convolutional network for small images: a feature extractor where Inception would be out of place."
 
-    reads_labels = True  # its classes are those of the data
+    reads_labels, features = True, 64  # its classes are those of the data
 
     def __init__(self, image_shape: Sequence[int], num_classes: int):
         super().__init__()
@@ -141,8 +141,8 @@ class SmallClassifier(nn.Module):
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(4, width), nn.SiLU(), nn.AvgPool2d(2)]
             channels = width
         layers[-1] = nn.AdaptiveAvgPool2d(2)  # 2 x 2 places, whatever the image's size
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * channels, 64), nn.SiLU())
-        self.head = nn.Linear(64, num_classes)
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * channels, self.features), nn.SiLU())
+        self.head = nn.Linear(self.features, num_classes)
 
     def forward(self, images: Tensor) -> Features:  # (B, C, H, W) in [-1, 1]
         pooled = self.body(images)
@@ -151,6 +151,8 @@ class SmallClassifier(nn.Module):
 
 def train_classifier(dataset: ImageDataset, steps: int = 800, seed: int = 0) -> SmallClassifier:
     "Train on real images, for less than a minute. The same seed gives the same network on the same machine."
+    check_number("steps", steps, "[1, inf)", whole=True)
+    check_number("seed", seed, "[0, inf)", whole=True)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -168,54 +170,60 @@ def train_classifier(dataset: ImageDataset, steps: int = 800, seed: int = 0) -> 
 
 
 @torch.no_grad()
-def extract(
-    extractor: Callable[[Tensor], Features],
-    images: Tensor | Iterable[Tensor],  # (n, C, H, W) in [-1, 1], or batches of such images
-    batch_size: int = 500,  # into which a tensor is cut
-) -> Features:
-    "Features of many images, batch by batch."
+def extract(extractor: Callable[[Tensor], Features], images: Tensor | Iterable[Tensor], batch_size: int = 500) -> Features:
+    "Features of many images, (n, C, H, W) in [-1, 1], which are cut into batches, or of batches of such images."
     batches = images.split(batch_size) if isinstance(images, Tensor) else images
     return Features(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*map(extractor, batches))))
+
+
+def _see(extractor: Callable[[Tensor], Features], dataset: ImageDataset, indices: Sequence[int]) -> tuple[Features, Tensor]:
+    truth = []  # labels of the images, those that can be read
+    batches = (truth.append(labels) or images for images, labels in map(dataset.batch, torch.as_tensor(indices).split(500)))
+    return extract(extractor, batches), torch.cat(truth)
 
 
 class Reference(NamedTuple):
     "Real images, as samples are compared with them."
 
-    statistics: FeatureStatistics  # for the Frechet distance
+    statistics: FeatureStatistics | None  # for the Frechet distance; None of too few images
     pooled: Tensor  # (n, D): for precision and recall
     spatial: FeatureStatistics | None = None  # for the spatial Frechet distance
 
     @classmethod
     def of(cls, features: Features) -> "Reference":
-        spatial = None if features.spatial is None else FeatureStatistics.of(features.spatial)
-        return cls(FeatureStatistics.of(features.pooled), features.pooled, spatial)
+        known = (None if seen is None or len(seen) <= seen.shape[1] else FeatureStatistics.of(seen) for seen in (features.pooled, features.spatial))
+        return cls(next(known), features.pooled, next(known))
 
 
 def sample_figures(
     drawn: Features,
     labels: Tensor | None,  # (n,) that were asked for; None where the extractor knows other classes
     real: Reference,
-) -> dict[str, float]:
-    "How a set of images compares with a real one."
-    score, spread = inception_score(drawn.logits)
-    precision, recall = precision_recall(real.pooled, drawn.pooled)
-    figures = {"images": len(drawn.pooled), "Frechet distance": frechet_distance(FeatureStatistics.of(drawn.pooled), real.statistics)}
-    if drawn.spatial is not None and real.spatial is not None:
-        figures["spatial Frechet distance"] = frechet_distance(FeatureStatistics.of(drawn.spatial), real.spatial)
-    figures |= {"inception score": score, "inception score, deviation over splits": spread, "precision": precision, "recall": recall}
+) -> dict[str, float | str]:
+    "How a set of images compares with a real one. What would need more images than there are is left out, and said."
+    count, few = len(drawn.pooled), "left out, it needs {} images or more"
+    figures = {"images": count}
+    for name, seen, statistics in (("Frechet distance", drawn.pooled, real.statistics), ("spatial Frechet distance", drawn.spatial, real.spatial)):
+        if seen is not None:
+            least = seen.shape[1] + 1
+            figures[name] = frechet_distance(FeatureStatistics.of(seen), statistics) if statistics and count >= least else few.format(least)
+    score = inception_score(drawn.logits) if count >= 10 else [few.format(10)] * 2
+    shares = precision_recall(real.pooled, drawn.pooled) if min(count, len(real.pooled)) > 3 else [few.format(4)] * 2
+    figures |= dict(zip(("inception score", "inception score, deviation over splits", "precision", "recall"), (*score, *shares)))
     if labels is not None:
         figures["class accuracy"] = (drawn.logits.argmax(1) == labels).double().mean().item()
     return figures
 
 # %% ../nbs/20_evaluation.ipynb #20-032
 _INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+_INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 class Inception(nn.Module):
     """The network behind FID, sFID and the inception score, in torch-fidelity's conversion. Its classes are not ImageNet's labels.
 
     Images of any size; grey ones count as three equal channels. Raises FileNotFoundError without weights, ImportError
-    without torch-fidelity.
+    without torch-fidelity. The file is a pickle, which could run any code: ValueError for any other than the one that is known.
     """
 
     reads_labels = False
@@ -224,16 +232,13 @@ class Inception(nn.Module):
         super().__init__()
         module = import_optional("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity", "evaluation")
         path = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_WEIGHTS
+        get = f"download {_INCEPTION_WEIGHTS} from the releases of github.com/toshas/torch-fidelity"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no Inception weights at {path}: download {_INCEPTION_WEIGHTS} from the releases of"
-                " github.com/toshas/torch-fidelity and put it there, or give its path with --inception"
-            )
-        self.sha256 = file_digest(path)
-        try:
-            self.network = module.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
-        except Exception as error:  # unpickling raises all sorts of errors
-            raise ValueError(f"{path} does not hold Inception's weights; download {_INCEPTION_WEIGHTS} again") from error
+            raise FileNotFoundError(f"no Inception weights at {path}: {get} and put it there, or give its path with --inception")
+        self.sha256 = hashlib.sha256(content := path.read_bytes()).hexdigest()
+        if self.sha256 != _INCEPTION_SHA256:
+            raise ValueError(f"{path} does not hold Inception's weights, its SHA-256 is another: {get} again")
+        self.network = module.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=io.BytesIO(content))
         self.network.Mixed_6d.branch1x1.register_forward_hook(self.keep_spatial)
 
     def keep_spatial(self, layer: nn.Module, inputs: tuple, output: Tensor) -> None:  # (B, 192, 17, 17)
@@ -244,9 +249,8 @@ class Inception(nn.Module):
         pooled, logits = self.network(values.to(self.network.fc.weight.device))
         return Features(pooled.cpu(), logits.cpu(), self.spatial.cpu())
 
-# %% ../nbs/20_evaluation.ipynb #20-034
-def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    "An .npz file, in one step, written through to the disk without a copy in memory."
+
+def _write_arrays(path: Path, **arrays: np.ndarray) -> None:  # in one step, written through to the disk without a copy in memory
     replace_files({path: lambda file: np.savez(file, **arrays)})
 
 
@@ -256,36 +260,30 @@ def write_reference(path: Path, values: Tensor, levels: int, labels: Tensor) -> 
     _write_arrays(path, arr_0=scaled.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
 
 
+def _read_reference(path: Path, image_shape: Sequence[int], like: Features) -> tuple[Tensor, list[FeatureStatistics | None]]:
+    "Images (n, 3, H, W) of a reference, and its statistics of pooled and of spatial features, where it has them. See `read_reference`."
+    if not path.is_file():
+        raise FileNotFoundError(f"no reference {path}; for ImageNet it is one of the reference batches of github.com/openai/guided-diffusion")
+    what = f"a reference for these samples: it needs arr_0, 8-bit images (n, {image_shape[1]}, {image_shape[2]}, 3); use the reference of that size"
+    known, images = [], read_arrays(path, what, {"arr_0": (np.uint8, (None, *image_shape[1:], 3))})["arr_0"]
+    for names, seen in ((("mu", "sigma"), like.pooled), (("mu_s", "sigma_s"), like.spatial)):
+        size, made = 0 if seen is None else seen.shape[1], "a reference for these features; use the extractor it was made with"
+        pair = read_arrays(path, made, {name: (np.floating, (size,) * (index + 1)) for index, name in enumerate(names)}, names) if size else {}
+        known.append(FeatureStatistics(*(torch.from_numpy(pair[name]).double() for name in names)) if len(pair) == 2 else None)
+    return torch.from_numpy(images).permute(0, 3, 1, 2), known
+
+
 def read_reference(
     path: str | Path,  # ADM's layout: arr_0 (n, H, W, 3) uint8, and mu, sigma, mu_s, sigma_s if they were computed from more images
     extractor: Callable[[Tensor], Features],
     image_shape: Sequence[int],  # (C, H, W) of the images that will be compared
 ) -> Reference:
-    "Real images from a file. Raises FileNotFoundError, or ValueError for another layout or another size."
-    path, (channels, height, width) = Path(path), image_shape
-    if not path.is_file():
-        raise FileNotFoundError(f"no reference {path}; for ImageNet it is one of the reference batches of github.com/openai/guided-diffusion")
-    try:
-        with np.load(path) as file:
-            arrays = {key: file[key] for key in ("arr_0", "mu", "sigma", "mu_s", "sigma_s") if key in file}
-        values = torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
-    except Exception as error:  # whatever is not such a file fails in its own way
-        raise ValueError(f"{path} is not a reference: it needs arr_0, images (n, H, W, 3) uint8, as in ADM's reference batches") from error
-    if values.dtype != torch.uint8 or values.shape[1:] != (3, height, width):
-        found = f"{values.dtype} images of shape {tuple(values.shape[1:])}"
-        raise ValueError(f"{path} has {found}, the samples are 8-bit, {3, height, width}; use the reference of that size")
-    features = extract(extractor, (to_images(part[:, :channels], 256) for part in values.split(500)))
-    found = []
-    for mean, covariance, seen in (("mu", "sigma", features.pooled), ("mu_s", "sigma_s", features.spatial)):
-        if mean in arrays and seen is not None:
-            if (count := len(arrays[mean])) != seen.shape[1]:
-                raise ValueError(f"{path} holds {mean} of {count} features, the extractor has {seen.shape[1]}; use the extractor it was made with")
-            found.append(FeatureStatistics(*(torch.from_numpy(arrays[key]).double() for key in (mean, covariance))))
-        else:
-            found.append(None if seen is None else FeatureStatistics.of(seen))
-    return Reference(found[0], features.pooled, found[1])
+    "Real images from a file. Raises FileNotFoundError, or ValueError for another layout, another size or numbers that are not finite."
+    values, known = _read_reference(Path(path), image_shape, extract(extractor, torch.zeros(1, *image_shape)))
+    seen = Reference.of(extract(extractor, (to_images(part[:, : image_shape[0]], 256) for part in values.split(500))))
+    return Reference(known[0] or seen.statistics, seen.pooled, known[1] or seen.spatial)
 
-# %% ../nbs/20_evaluation.ipynb #20-038
+# %% ../nbs/20_evaluation.ipynb #20-036
 @dataclass(frozen=True)
 class EvaluationConfig:
     "Everything that fixes the images that are drawn and the figures that are computed. Raises ValueError for impossible values."
@@ -311,10 +309,7 @@ class EvaluationConfig:
 
 
 def inverse_by_name(solver: Solver, model: str | Path, tolerance: float = 1e-5) -> Jacobi | Student | None:
-    """What `decode` and `sample` take as `inverse`; `model` names the one whose student it is, `tolerance` is Jacobi's.
-
-    Raises ValueError for an unknown solver, FileNotFoundError for a model without a student.
-    """
+    "What `decode` and `sample` take as `inverse`, with Jacobi's tolerance. FileNotFoundError for a model, by its name, without a student."
     if solver not in get_args(Solver):
         raise ValueError(f"solver must be one of {', '.join(get_args(Solver))}; got {solver!r}")
     return {"exact": lambda: None, "jacobi": lambda: Jacobi(tolerance), "student": lambda: Student.from_pretrained(model)}[solver]()
@@ -322,12 +317,11 @@ def inverse_by_name(solver: Solver, model: str | Path, tolerance: float = 1e-5) 
 
 def manifest(model: Farmer, name: str | Path, data: str, config: EvaluationConfig) -> dict:
     "What moved the numbers: enough to compute them again, and to see why two evaluations differ."
-    config_file, weights_file = model_files(name)
-    folder, student = config_file.parent, config_file.with_name("student.safetensors")
-    run = json.loads((folder.parent / "run.json").read_text()) if (folder.parent / "run.json").is_file() else {}
+    weights_file = model_files(name)[1]
+    student = weights_file.with_name("student.safetensors")
     return {
         "model": str(name),
-        "weights": run.get("weights", {}).get(folder.name, "not noted"),  # the moving average, or those of the last step
+        "weights": weights_note(name),
         "weights sha256": file_digest(weights_file),
         "student sha256": file_digest(student) if config.solver == "student" and student.is_file() else None,
         "data": data,
@@ -337,7 +331,18 @@ def manifest(model: Farmer, name: str | Path, data: str, config: EvaluationConfi
         "versions": {"farmer": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
 
-# %% ../nbs/20_evaluation.ipynb #20-040
+# %% ../nbs/20_evaluation.ipynb #20-038
+def _read_chunk(path: Path, labels: Tensor, image_shape: Sequence[int], levels: int, identity: str) -> list[Tensor]:
+    "Images, labels and which images were finite. Raises ValueError for a file of another evaluation, or a damaged one."
+    what, count = "a chunk of samples; delete it, and the same command draws it again", len(labels)
+    if str(read_arrays(path, what, {"identity": (np.str_, ())})["identity"]) != identity:
+        raise ValueError(f"{path} belongs to another evaluation; delete {path.parent.parent} or choose another folder")
+    arrays = read_arrays(path, what, {"images": (np.uint8, (count, *image_shape)), "labels": (np.int64, (count,)), "finite": (np.bool_, (count,))})
+    if arrays["images"].max() >= levels or not np.array_equal(arrays["labels"], labels):
+        raise ValueError(f"{path} is damaged or not {what}")
+    return [torch.from_numpy(array) for array in arrays.values()]
+
+
 def draw_samples(
     model: Farmer,
     config: EvaluationConfig,
@@ -350,13 +355,16 @@ def draw_samples(
 
     A chunk follows from its number alone, so an interrupted evaluation ends with the same images, and so does one by several
     ranks, which take turns. Images with NaN or infinity are never drawn again: they count as black ones, and are counted.
-    Raises ValueError if the folder holds another evaluation's files.
+    Raises ValueError if the folder holds another evaluation's files, or damaged ones.
     """
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     ranks = Ranks()
     chunks = (torch.arange(config.samples) % max(model.config.num_classes, 1)).split(config.chunk)  # classes take turns; only 0 without classes
     paths = [folder / "samples" / f"{index:05d}.npz" for index in range(len(chunks))]
     mine = list(enumerate(zip(chunks, paths)))[ranks.rank :: ranks.count]
+    read = lambda path, labels: _read_chunk(path, labels, model.config.image_shape, levels, identity)
+    for pair in (pair for pair in zip(paths, chunks) if pair[0].is_file()):
+        read(*pair)  # complains before anything is drawn
     for index, (labels, path) in tqdm(mine, unit="chunk", desc="samples", mininterval=1, disable=not ranks.first):
         if not path.is_file():
             generator = torch.Generator(model.device).manual_seed(derive_seed(config.seed, index))
@@ -365,23 +373,12 @@ def draw_samples(
             images[~finite] = -1.0
             _write_arrays(path, images=to_levels(images, levels).numpy(), labels=labels.numpy(), finite=finite.numpy(), identity=np.array(identity))
     ranks.gather([len(mine)])  # after which all are there
-    parts = []
-    for path in paths:
-        with np.load(path) as file:
-            if str(file["identity"]) != identity:
-                raise ValueError(f"{path} belongs to another evaluation; delete {folder} or choose another folder")
-            parts.append([torch.from_numpy(file[key]) for key in ("images", "labels", "finite")])
-    images, labels, finite = (torch.cat(part) for part in zip(*parts))
+    images, labels, finite = (torch.cat(part) for part in zip(*map(read, paths, chunks)))
     return images, labels, int((~finite).sum())
 
 
-def _likelihood_figures(model: Farmer, held_out: ImageDataset, draws: int) -> dict[str, float]:
-    "Bits per dimension of all held-out images by uniform dequantisation, and how sure the means are."
-    figures = {"images": len(held_out)}
-    for name, conditional in (("given the label", True), ("without a label", False))[not model.config.num_classes :]:
-        bits = evaluate_bits_per_dim(model, held_out, len(held_out), conditional, draws)
-        figures |= {f"bits/dim {name}": bits.mean().item(), f"standard error {name}": bits.std().item() / len(bits) ** 0.5}
-    return figures
+def _mean(values: Tensor, name: str, which: str = "") -> dict[str, float]:  # (n,)
+    return {f"{name}{which}": values.mean().item()} | ({f"standard error{which}": values.std().item() / len(values) ** 0.5} if len(values) > 1 else {})
 
 
 @torch.no_grad()
@@ -392,10 +389,9 @@ def _noised_density(model: Farmer, held_out: ImageDataset, noise: float, seed: i
         images, labels = (tensor.to(model.device) for tensor in held_out.batch(indices.tolist()))
         log_prob = model.log_prob(add_gaussian_noise(images, noise, generator), labels if model.config.num_classes else None)
         values.append(log_prob.cpu() / images[0].numel())
-    values = torch.cat(values)
-    return {"images": len(values), "noise": noise, "nats/dim": values.mean().item(), "standard error": values.std().item() / len(values) ** 0.5}
+    return {"images": sum(map(len, values)), "noise": noise, **_mean(torch.cat(values), "nats/dim")}
 
-# %% ../nbs/20_evaluation.ipynb #20-041
+# %% ../nbs/20_evaluation.ipynb #20-039
 def evaluate(
     model: Farmer,
     name: str | Path,  # where the model was loaded from
@@ -410,40 +406,45 @@ def evaluate(
     """Likelihood and sample quality of a model, beside the same figures of real training images, with a manifest.
 
     Interrupted, it goes on with the samples that are there. With several ranks, all draw, the first one measures, and each
-    gets the report. Raises ValueError for another evaluation's folder, for too few images, and for what the model cannot do.
+    gets the report. Raises ValueError, before it begins, for another evaluation's folder, too few samples, what the model cannot do.
     """
+    train, held_out = OnlyReadable(train), OnlyReadable(held_out)
     folder, described = Path(folder), manifest(model, name, data, config)
-    identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    drawing = {key: value for key, value in described.items() if key not in ("model", "data")} | {"levels": held_out.levels}  # not by which name
+    identity = hashlib.sha256(json.dumps(drawing, sort_keys=True).encode()).hexdigest()
     inverse = inverse_by_name(config.solver, name)
-    if isinstance(inverse, Student):
-        inverse.to(model.basis.matrix)  # its place and precision
-    extractor = train_classifier(train, seed=config.seed) if extractor is None else extractor
-    extract_some = lambda dataset, indices: extract(extractor, (dataset.batch(part)[0] for part in torch.as_tensor(indices).split(500)))
-    seen = extract_some(held_out, range(len(held_out))) if reference is None else None
-    real = Reference.of(seen) if reference is None else read_reference(reference, extractor, held_out.image_shape)
-    if config.samples <= len(real.statistics.mean):
-        raise ValueError(f"{config.samples} samples for {len(real.statistics.mean)} features: draw more than that, or the covariance is not of full rank")
-    values, labels, broken = draw_samples(model, config, folder, held_out.levels, identity, inverse)
+    inverse = inverse.to(model.basis.matrix) if isinstance(inverse, Student) else inverse  # its place and precision
+    like = extract(extractor, torch.zeros(1, *held_out.image_shape)) if extractor else Features(torch.empty(1, SmallClassifier.features), None)
+    if config.samples <= (count := like.pooled.shape[1]):
+        raise ValueError(f"{config.samples} samples for {count} features: draw more than that, or the covariance is not of full rank")
+    if reference is not None:
+        _read_reference(Path(reference), held_out.image_shape, like)  # complains before anything is drawn
 
-    def measure() -> dict:
+    def measure(extractor: Callable[[Tensor], Features] | None = extractor) -> dict:
+        extractor = extractor or train_classifier(train, seed=config.seed)
+        seen, truth = _see(extractor, held_out, range(len(held_out))) if reference is None else (None, None)
+        real = Reference.of(seen) if reference is None else read_reference(reference, extractor, held_out.image_shape)
         reads_labels = getattr(extractor, "reads_labels", True) and model.config.num_classes > 0
         write_reference(folder / "samples.npz", values, held_out.levels, labels)
-        report = {"likelihood of held-out images": _likelihood_figures(model, held_out, config.draws)}
+        report = {"likelihood of held-out images": {}}
+        for which, given in (("given the label", True), ("without a label", False))[not model.config.num_classes :]:
+            bits = evaluate_bits_per_dim(model, held_out, len(held_out), given, config.draws)
+            report["likelihood of held-out images"] |= {"images": len(bits), **_mean(bits, "bits/dim", f" {which}")}
         if config.noise:
             report["density of noised held-out images"] = _noised_density(model, held_out, config.noise, config.seed)
         drawn = extract(extractor, (to_images(part, held_out.levels) for part in values.split(500)))
         report["samples"] = {**sample_figures(drawn, labels if reads_labels else None, real), "not finite": broken}
-        some = spread(config.samples, len(train))
-        report["real training images"] = sample_figures(extract_some(train, some), train.labels[some] if reads_labels else None, real)
+        trained, names = _see(extractor, train, spread(config.samples, len(train)))
+        report["real training images"] = sample_figures(trained, names if reads_labels else None, real)
         if reads_labels and seen is not None:
-            report["held-out images"] = {"images": len(held_out), "class accuracy": (seen.logits.argmax(1) == held_out.labels).double().mean().item()}
+            report["held-out images"] = {"images": len(truth), "class accuracy": (seen.logits.argmax(1) == truth).double().mean().item()}
         report["manifest"] = described | {
-            "features": f"{type(extractor).__name__}, {len(real.statistics.mean)} dimensions",
-            "features sha256": getattr(extractor, "sha256", None),
-            "reference": "held-out images" if reference is None else str(reference),
-            "reference sha256": None if reference is None else file_digest(Path(reference)),
+            "features": f"{type(extractor).__name__}, {real.pooled.shape[1]} dimensions", "features sha256": getattr(extractor, "sha256", None),
+            "reference": "held-out images" if reference is None else str(reference), "reference sha256": reference and file_digest(Path(reference)),
         }
         replace_files({folder / "evaluation.json": (json.dumps(report, indent=1) + "\n").encode()})
         return report
 
-    return Ranks().on_first(measure)
+    with Ranks().locked(folder, "evaluating"):
+        values, labels, broken = draw_samples(model, config, folder, held_out.levels, identity, inverse)
+        return Ranks().on_first(measure)

@@ -7,9 +7,9 @@ __all__ = ['PANELS', 'Control', 'Panel', 'Variance', 'Swap', 'Traverse', 'Bits',
            'explore']
 
 # %% ../nbs/22_explorer.ipynb #22-003
+import contextlib
 import functools
 import html
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 import farmer
@@ -25,55 +25,16 @@ from .analysis import DEFAULT_MODEL, Subject, TokenPrediction, channel_reach, ch
 from .analysis import open_picture, predict_token, read_picture, redraw_redundant, share_between_components, swap_redundant, traverse
 from .data import to_levels
 from .files import import_optional
+from .model import Farmer
 from .patches import dequantize
-from .plots import image_grid
+from .plots import GREY, Picture, heat_map, image_tag, legend, picture_grid, png_file, written
 from .pretrained import embedded_models, read_source
 
 # Letters used for shapes:
 # B batch, C H W channels, height and width of an image, N tokens, d = d_I + d_R informative and redundant channels
 
 # %% ../nbs/22_explorer.ipynb #22-008
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", (128, 128, 128)
-
-
-def _png_file(page: Image.Image) -> bytes:
-    "The content of a PNG file."
-    file = io.BytesIO()
-    page.save(file, "PNG", compress_level=1)  # quick rather than small: panels redraw while a slider moves
-    return file.getvalue()
-
-
-def _picture(
-    images: Tensor,  # (B, C, H, W) in [-1, 1], C = 1 or 3; values outside are clipped
-    columns: int = 10,
-    titles: Sequence[str] = (),  # a short text above every image
-    row_titles: Sequence[str] = (),  # a line above every row
-    width: int = 64,  # of an image in screen pixels, rounded to a whole enlargement
-) -> bytes:  # a PNG file
-    "A grid of images. Transparent between them, with grey text: it suits light and dark pages."
-    font, line, columns = ImageFont.load_default(15), 20, min(columns, len(images))
-    margin = line * (bool(titles) + bool(row_titles)) + 4, 4
-    grid = image_grid(images, columns, width, margin, ground=math.nan)  # between the images, where it becomes transparent
-    cells = Image.fromarray(torch.cat([grid.nan_to_num(0.5), ~grid[..., :1].isnan()], dim=2).mul(255).round().byte().numpy())
-    page = Image.new("RGBA", (max(cells.width, *(math.ceil(font.getlength(title)) for title in ("", *row_titles))), cells.height), (*_GREY, 0))
-    page.paste(cells)
-    pen, across, down = ImageDraw.Draw(page), cells.width // columns, cells.height // math.ceil(len(images) / columns)
-    for index, title in enumerate(titles[: len(images)]):
-        pen.text((index % columns * across + across / 2 + 2, index // columns * down + margin[0] - 6), title, _GREY, font, anchor="ms")
-    for row, title in enumerate(row_titles):
-        pen.text((0, row * down + line - 2), title, _GREY, font, anchor="ls")
-    return _png_file(page)
-
-
-def _heat_map(
-    values: Tensor,  # (B, h, w)
-    most: float,  # the value at the end of the colour scale
-    signed: bool = False,  # from -most (purple) by way of 0 (white) to most (orange); otherwise from 0 (blue) to most (yellow)
-) -> Tensor:  # (B, 3, H, W) in [-1, 1]
-    "Numbers as colours that colour-blind readers can tell apart."
-    colours = import_optional("matplotlib", "matplotlib").colormaps["PuOr_r" if signed else "cividis"]
-    position = (values / most + 1) / 2 if signed else values / most
-    return torch.from_numpy(colours(position.detach().clamp(0, 1).numpy())[..., :3]).float().mul(2).sub(1).movedim(-1, 1)
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
 def _over_image(subject: Subject, values: Tensor) -> Tensor:  # (B, N) -> (B, H, W)
@@ -85,12 +46,12 @@ def _over_image(subject: Subject, values: Tensor) -> Tensor:  # (B, N) -> (B, H,
 def _bar_picture(values: Tensor, colours: Sequence[str], selected: int) -> bytes:  # (n,) 0 or more, a colour for each; a PNG file
     "Bars side by side, the highest as high as the picture, on a transparent ground; a mark under the selected one."
     step, height, most = max(4, 640 // len(values)), 90, max(1.0, values.max().item())
-    page = Image.new("RGBA", (step * len(values), height + 10), (*_GREY, 0))
+    page = Image.new("RGBA", (step * len(values), height + 10), (*GREY, 0))
     pen = ImageDraw.Draw(page)
     for index, (value, colour) in enumerate(zip(values.tolist(), colours)):
         pen.rectangle((index * step, height - round(height * value / most), (index + 1) * step - 2, height), fill=colour)
-    pen.polygon([(selected * step + across, height + up) for across, up in ((0, 9), (step - 2, 9), (step / 2 - 1, 3))], fill=_GREY)
-    return _png_file(page)
+    pen.polygon([(selected * step + across, height + up) for across, up in ((0, 9), (step - 2, 9), (step / 2 - 1, 3))], fill=GREY)
+    return png_file(page)
 
 # %% ../nbs/22_explorer.ipynb #22-011
 @dataclass(frozen=True)
@@ -103,6 +64,8 @@ class Control:
     "slider, choice, tokens (a set of tokens of the image) or picture (an uploaded or drawn one)"
     values: tuple = ()
     "slider: lowest, highest, step; choice: the choices; tokens: height and width of their grid; picture: (C, H, W) of a canvas to draw on, if any"
+    texts: tuple[str, ...] = ()
+    "choice: as the choices are shown; empty: as they are"
 
     def check(self, name: str, value: object) -> object:
         "The value, tokens in order. Raises ValueError unless the control can have it."
@@ -124,11 +87,18 @@ class Control:
         return tuple(sorted({*value})) if self.kind == "tokens" else value
 
 
+def _class_name(model: Farmer, label: int) -> str:
+    "A label with the name of its class, if it has another."
+    name = model.class_names[label] if model.class_names else str(label)
+    return str(label) if name == str(label) else f"{label} ({name})"
+
+
 class Panel:
     """Controls and what they show: `render` is a function of their state, `show` puts widgets around it.
 
-    A sub-class has `controls()`, by name, and `pictures(**state)`, which computes PNG files, texts in HTML or plotly figures
-    by name. It must not remember anything, so that a state always looks the same.
+    A sub-class has `controls()`, by name, and `pictures(**state)`, which computes pictures, texts in HTML or plotly figures
+    by name. It must not remember anything, so that a state always looks the same. `page/panels.html` says what one sees,
+    what to try and what to expect.
     """
 
     def __init__(self, subject: Subject | None = None):  # None: that of DEFAULT_MODEL
@@ -163,12 +133,16 @@ class Panel:
         "The panel as a widget, for the last line of a cell. Raises ValueError for impossible values, ImportError without ipywidgets."
         return _panel_widget(self, self.state(**state))
 
-    def image_control(self, label: str = "image", start: int = 3) -> Control:
+    def image_control(self, label: str = "image", start: int = 8) -> Control:
         "A slider over the held-out images."
         last = len(self.subject.images) - 1
         return Control(label, min(start, last), "slider", (0, last, 1))
 
 # %% ../nbs/22_explorer.ipynb #22-013
+def _page_file(name: str) -> str:
+    return (Path(farmer.__file__).parent / "page" / name).read_text("utf-8")
+
+
 def _canvas(shape: Sequence[int]):  # (C, H, W)
     "A widget to draw on with mouse or keyboard; without anywidget, a line that says what is missing."
     widgets, traitlets = import_optional("ipywidgets", "ipywidgets"), import_optional("traitlets", "traitlets")
@@ -178,14 +152,14 @@ def _canvas(shape: Sequence[int]):  # (C, H, W)
         return widgets.HTML(f"to draw here: {html.escape(str(error))}")
 
     class Canvas(anywidget.AnyWidget):
-        _esm = (Path(farmer.__file__).parent / "page" / "canvas.js").read_text("utf-8")
+        _esm = _page_file("canvas.js")
         shape = traitlets.List(traitlets.Int()).tag(sync=True)  # channels, height, width
         ground = traitlets.Unicode().tag(sync=True)  # colour of the empty canvas
         pixels = traitlets.List(traitlets.Int()).tag(sync=True)  # RGBA of all pixels; nothing drawn: empty
 
     return Canvas(shape=list(shape), ground="#4d4d4d" if shape[0] == 3 else "#000000")
 
-# %% ../nbs/22_explorer.ipynb #22-014
+
 def _tokens_input(control: Control):
     "A grid of buttons, one for each token, and two for all and none. The value is a tuple of the tokens that are down."
     widgets, traitlets = import_optional("ipywidgets", "ipywidgets"), import_optional("traitlets", "traitlets")
@@ -194,7 +168,7 @@ def _tokens_input(control: Control):
     buttons = [widgets.ToggleButton(description=str(token), tooltip=f"token {token}", layout=look) for token in range(rows * columns)]
     every, none = (widgets.Button(description=text, layout=widgets.Layout(width="6em")) for text in ("all", "none"))
     grid = widgets.GridBox(buttons, layout=widgets.Layout(grid_template_columns=f"repeat({columns}, 3em)"))
-    box = widgets.VBox([widgets.HTML(html.escape(control.label)), grid, widgets.HBox([every, none])])
+    box = widgets.VBox([widgets.HTML(written(control.label)), grid, widgets.HBox([every, none])])
     box.add_traits(value=traitlets.Any(()))
 
     def set_buttons(change: object) -> None:
@@ -212,13 +186,13 @@ def _tokens_input(control: Control):
     none.on_click(lambda _: box.set_trait("value", ()))
     return box
 
-# %% ../nbs/22_explorer.ipynb #22-015
+# %% ../nbs/22_explorer.ipynb #22-014
 def _picture_input(control: Control):
     "A file to choose and a canvas to draw on; the value is the file's content, or a PNG file of the drawing, whichever came last."
     widgets, traitlets = import_optional("ipywidgets", "ipywidgets"), import_optional("traitlets", "traitlets")
     upload = widgets.FileUpload(accept="image/*", multiple=False, description="choose a file", tooltip="a picture file")
     canvas = _canvas(control.values) if control.values else widgets.HTML()
-    box = widgets.VBox([widgets.HTML(html.escape(control.label)), upload, canvas])
+    box = widgets.VBox([widgets.HTML(written(control.label)), upload, canvas])
     box.add_traits(value=traitlets.Bytes(control.start))
 
     def chosen(change: Mapping) -> None:
@@ -229,7 +203,7 @@ def _picture_input(control: Control):
 
     def drawn(change: Mapping) -> None:
         if change["new"]:
-            box.value = _png_file(Image.fromarray(np.array(change["new"], np.uint8).reshape(*control.values[1:], 4)).convert("RGB"))
+            box.value = png_file(Image.fromarray(np.array(change["new"], np.uint8).reshape(*control.values[1:], 4)).convert("RGB"))
 
     def cleared(change: Mapping) -> None:
         if not change["new"]:
@@ -248,47 +222,60 @@ def _make_input(control: Control):
     if control.kind in ("tokens", "picture"):
         return {"tokens": _tokens_input, "picture": _picture_input}[control.kind](control)
     if control.kind == "choice":
-        return widgets.Dropdown(options=control.values, value=control.start, **look)
+        return widgets.Dropdown(options=list(zip(control.texts or control.values, control.values)), value=control.start, **look)
     low, high, step = control.values
     slider = widgets.FloatSlider if isinstance(step, float) else widgets.IntSlider
     return slider(value=control.start, min=low, max=high, step=step, **look)
 
-# %% ../nbs/22_explorer.ipynb #22-017
+# %% ../nbs/22_explorer.ipynb #22-016
 def _make_output(content: object, name: str):
     "A widget for a picture, text or figure of a panel."
-    widgets = import_optional("ipywidgets", "ipywidgets")
-    if isinstance(content, bytes):
-        width = f"{Image.open(io.BytesIO(content)).width}px"
-        widget = widgets.Image(format="png", layout=widgets.Layout(width=width, max_width="100%", height="auto", align_self="flex-start"))
-    elif isinstance(content, str):
-        widget = widgets.HTML()
+    if isinstance(content, (Picture, str)):
+        widget = import_optional("ipywidgets", "ipywidgets").HTML()
     else:
         widget = import_optional("plotly.graph_objects", "plotly").FigureWidget(content)
+        widget._config = {"responsive": True, "displayModeBar": False}  # as wide as the page
     return widget.add_class(f"farmer-{name}")
 
 
 def _update_output(widget, content: object) -> None:
     "Show a picture, text or figure in the widget that was made for its kind."
-    if isinstance(content, (bytes, str)):
-        widget.value = content
+    if isinstance(content, (Picture, str)):
+        widget.value = getattr(content, "html", content)
         return
     with widget.batch_update():
         for trace, new in zip(widget.data, content.data):
             trace.update(new.to_plotly_json(), overwrite=True)
         widget.layout.update(content.layout.to_plotly_json(), overwrite=True)
 
-# %% ../nbs/22_explorer.ipynb #22-018
+# %% ../nbs/22_explorer.ipynb #22-017
+def _helpers() -> list:
+    "The style of all panels; and names of sliders and tabs for those who hear the page, which are missing without anywidget."
+    style = [import_optional("ipywidgets", "ipywidgets").HTML(f"<style>{_page_file('explorer.css')}</style>")]
+    with contextlib.suppress(ImportError):
+        style.append(import_optional("anywidget", "anywidget").AnyWidget(_esm=_page_file("explorer.js")))
+    return style
+
+
+def _message(error: Exception) -> str:  # HTML
+    return f'<b role="alert">{html.escape(str(error))}</b>'
+
+
 def _panel_widget(panel: Panel, state: Mapping[str, object]):
-    "Controls, pictures, the line of code that opens the panel in this state, and a button that goes back to the start."
+    "What the panel is about, controls, pictures, the line of code that opens it in this state, and a button that goes back to the start."
     widgets, kind = import_optional("ipywidgets", "ipywidgets"), type(panel).__name__.lower()
     inputs, outputs, paused = {name: _make_input(control) for name, control in panel.controls().items()}, {}, [True]
     problem, code, reset = widgets.HTML(), widgets.HTML(), widgets.Button(description="reset", layout=widgets.Layout(width="6em"))
-    shown = widgets.VBox(layout=widgets.Layout(overflow="auto"))
+    shown, row = widgets.VBox().add_class("explorer-shown"), widgets.Layout(flex_flow="row wrap", align_items="flex-start")
+    texts = dict(line.split(": ", 1) for line in _page_file("panels.html").splitlines())  # of those on the page
+    about, controls = widgets.HTML(texts.get(type(panel).__name__, "")), widgets.HBox(list(inputs.values()), layout=row)
+    box = widgets.VBox([about, controls, problem, shown, widgets.HBox([reset, code], layout=row), *_helpers()])
 
     def update(change: object = None) -> None:
         if paused:
             return
         current = {name: each.value for name, each in inputs.items()}
+        box.add_class("explorer-busy")
         try:
             for name, content in panel.render(**current).items():
                 if name not in outputs:
@@ -296,9 +283,12 @@ def _panel_widget(panel: Panel, state: Mapping[str, object]):
                 _update_output(outputs[name], content)
             problem.value = ""
         except (ValueError, OSError, ImportError) as error:
-            problem.value = f'<b role="alert">{html.escape(str(error))}</b>'
+            problem.value = _message(error)
+        finally:
+            box.remove_class("explorer-busy")
         shown.children = list(outputs.values())
-        code.value = f'copy this into a cell: <code style="user-select: all; overflow-wrap: anywhere">{html.escape(panel.code(**current))}</code>'
+        line = f'<code style="user-select: all; overflow-wrap: anywhere">{html.escape(panel.code(**current))}</code>'
+        code.value = f"<details><summary>this state in a notebook</summary>copy this into a cell: {line}</details>"
 
     def set_all(values: Mapping[str, object]) -> None:
         paused.append(True)  # one change, not one for each control
@@ -311,11 +301,9 @@ def _panel_widget(panel: Panel, state: Mapping[str, object]):
         each.observe(update, "value")
     reset.on_click(lambda _: set_all(panel.state()))
     set_all(state)
-    row = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
-    box = widgets.VBox([widgets.HBox(list(inputs.values()), layout=row), problem, shown, widgets.HBox([reset, code], layout=row)])
-    return box.add_class(f"farmer-{kind}")
+    return box.add_class(f"farmer-{kind}").add_class("explorer-panel")
 
-# %% ../nbs/22_explorer.ipynb #22-020
+# %% ../nbs/22_explorer.ipynb #22-019
 _SCALES = (0, 0.2, 0.4, 0.8, 1, 1.2, 1.5, 2, 4)  # of the paper's Figure 7
 
 
@@ -323,11 +311,8 @@ class Variance(Panel):
     "The variance of the shared mixture, turned up and down (paper, Figure 7)."
 
     def controls(self):
-        return {
-            "image": self.image_control(),
-            "scale": Control("variance times", 1.0, "slider", (0.0, 4.0, 0.1)),
-            "seed": Control("seed", 0, "slider", (0, 9, 1)),
-        }
+        scale, seed = Control("variance times", 1.0, "slider", (0.0, 4.0, 0.1)), Control("seed", 0, "slider", (0, 9, 1))
+        return {"image": self.image_control(), "scale": scale, "seed": seed}
 
     def pictures(self, image: int, scale: float, seed: int):
         model = self.subject.model
@@ -338,22 +323,19 @@ class Variance(Panel):
         strip, now = torch.cat([one, made[: len(_SCALES)]]), torch.cat([some, made[len(_SCALES) :]])
         share = share_between_components(model, latents, label).item()
         return {
-            "now": _picture(now, len(some), row_titles=["held out", f"variance x {scale:g}"]),
-            "strip": _picture(strip, len(strip), ["held out", *(f"x {each:g}" for each in _SCALES)], [f"image {image}, variance of the mixture times"]),
+            "now": picture_grid(now, len(some), row_titles=["held out", f"variance x {scale:g}"]),
+            "strip": picture_grid(strip, len(strip), ["held out", *(f"x {each:g}" for each in _SCALES)], [f"image {image}, variance of the mixture times"]),
             "note": f"Of the mixture's variance for image {image}, {share:.0%} lies between the means of its components. Scale 0 keeps that part.",
         }
 
-# %% ../nbs/22_explorer.ipynb #22-024
+# %% ../nbs/22_explorer.ipynb #22-023
 class Swap(Panel):
     "z^I of one image with z^R of another, all tokens or some."
 
     def controls(self):
         height, width = (side // self.subject.model.config.patch_size for side in self.subject.images.shape[2:])
-        return {
-            "first": self.image_control("image A"),
-            "second": self.image_control("image B", 17),
-            "tokens": Control("tokens whose z^R is swapped", tuple(range(height * width)), "tokens", (height, width)),
-        }
+        tokens = Control("tokens whose z^R is swapped", tuple(range(height * width)), "tokens", (height, width))
+        return {"first": self.image_control("image A"), "second": self.image_control("image B", 17), "tokens": tokens}
 
     @functools.lru_cache(1)  # the choice of tokens leaves it as it is
     def swaps(self, first: int, second: int) -> Tensor:  # (2 + N, C, H, W): A and B with all z^R of the other, A with that of B in one token alone
@@ -369,15 +351,16 @@ class Swap(Panel):
             swapped = self.subject.model.decode(concatenate([swap_redundant(own, donor, tokens), swap_redundant(donor, own, tokens)]))
         moved = (alone - a).abs().mean((1, 2, 3))[None]
         most = max(moved.max().item(), 1e-3)
-        change = _heat_map(_over_image(self.subject, moved), most)
+        change = heat_map(_over_image(self.subject, moved), most)
         return {
-            "swapped": _picture(torch.cat([a, swapped, b]), titles=["A", "z^I of A, z^R of B", "z^I of B, z^R of A", "B"], width=144),
-            "tokens": _picture(torch.cat([change, alone.expand(-1, 3, -1, -1)]), 9, ["change", *map(str, range(len(alone)))]),
-            "note": "Small pictures: A with z^R of B in one token alone. Map: the colour of a tile says how much the whole image changes"
-            f" when that token is exchanged (yellow: {most:.3f} on average, blue: nothing).",
+            "swapped": picture_grid(torch.cat([a, swapped, b]), titles=["A", "z^I of A, z^R of B", "z^I of B, z^R of A", "B"], width=144),
+            "tokens": picture_grid(torch.cat([change, alone.expand(-1, 3, -1, -1)]), 9, ["change", *(f"token {each}" for each in range(len(alone)))],
+                               scale=legend("0", f"{most:.3f}")),
+            "note": "Small pictures: A with z<sup>R</sup> of B in one token alone. Map: the colour of a tile says how much the whole image changes"
+            f" when that token is exchanged, on average of its pixels on a scale from -1 to 1 ({most:.3f}: yellow).",
         }
 
-# %% ../nbs/22_explorer.ipynb #22-028
+# %% ../nbs/22_explorer.ipynb #22-027
 class Traverse(Panel):
     "One channel of one token, moved: where in the image does it live?"
 
@@ -407,24 +390,28 @@ class Traverse(Panel):
         name = lambda index: f"{index} ({'informative' if index < first else 'redundant'})"
         best = reach.topk(min(5, len(reach)))
         ranking = ", ".join(f"{name(index)} {count}" for count, index in zip(best.values.tolist(), best.indices.tolist()))
-        now = torch.cat([made[:2].expand(-1, 3, -1, -1), _heat_map(change, most)])
+        now = torch.cat([made[:2].expand(-1, 3, -1, -1), heat_map(change, most)])
+        bars = _bar_picture(reach, [_BLUE] * first + [_ORANGE] * (len(reach) - first), channel)
+        key, kinds = '<span><span class="explorer-key" style="background: {}"></span> {}</span>', ((_BLUE, "informative"), (_ORANGE, "redundant"))
         return {
-            "now": _picture(now, titles=["image", f"{offset:+g} deviations", "change"], width=144),
-            "sweep": _picture(made[2:], titles=[f"{each:+.0f}" for each in offsets[2:].tolist()], row_titles=[f"token {token}, channel {name(channel)}"]),
-            "ranking": _bar_picture(reach, [_BLUE] * first + [_ORANGE] * (len(reach) - first), channel),
-            "note": f"One deviation: the standard deviation of this channel of this token over the held-out images. Change: yellow {most:.2f}, blue 0, on"
-            f" a scale from -1 to 1. Bars: channels 0 to {len(reach) - 1}, the triangle marks yours; how many of {change[0].numel()} pixels change by more"
-            f" than a level when the channel moves by one deviation; informative blue, redundant orange. Farthest reach: {ranking}.",
+            "now": picture_grid(now, titles=["image", f"{offset:+g} deviations", "change"], width=144, scale=legend("0", f"change {most:.2f}")),
+            "sweep": picture_grid(made[2:], titles=[f"{each:+.0f}" for each in offsets[2:].tolist()], row_titles=[f"token {token}, channel {name(channel)}"]),
+            "ranking": Picture(bars, f"<h2>reach of channels 0 to {len(reach) - 1}</h2>{image_tag(bars, f'farthest reach: {ranking}', 'explorer-wide')}"
+                                   f'<div class="explorer-legend">{"".join(key.format(*kind) for kind in kinds)}<span>&#9650; yours</span></div>'),
+            "note": f"One deviation: the standard deviation of this channel of this token over the held-out images. Change: on a scale from -1 to 1."
+            f" Reach: how many of {change[0].numel()} pixels change by more than a level when the channel moves by one deviation. Farthest: {ranking}.",
         }
 
-# %% ../nbs/22_explorer.ipynb #22-032
+# %% ../nbs/22_explorer.ipynb #22-031
 class Bits(Panel):
     "Where the bits of an image are paid."
 
     def controls(self):
+        config = self.subject.model.config
+        labels = ("its own", "none", *map(str, range(config.num_classes)))
         return {
             "image": self.image_control(),
-            "label": Control("label", "its own", "choice", ("its own", "none", *map(str, range(self.subject.model.config.num_classes)))),
+            "label": Control("label", "its own", "choice", labels, (*labels[:2], *(_class_name(self.subject.model, int(each)) for each in labels[2:]))),
         }
 
     def pictures(self, image: int, label: str):
@@ -436,19 +423,20 @@ class Bits(Panel):
         informative, redundant = parts.informative + parts.volume_informative, parts.redundant + parts.volume_redundant
         maps = {"all": parts.total, "informative": informative, "redundant": redundant}
         most = [max(values.max().item(), 1e-3) for values in maps.values()]
-        coloured = [_heat_map(_over_image(subject, values), high) for values, high in zip(maps.values(), most)]
+        coloured = [heat_map(_over_image(subject, values), high) for values, high in zip(maps.values(), most)]
         order, ends = subject.bits.argsort(), max(1, min(6, len(subject.bits) // 2))
         extremes = torch.cat([order[:ends], order[-ends:]])
         sums = [values.sum() for values in (parts.informative, parts.volume_informative, parts.redundant, parts.volume_redundant)]
-        titles, costs = ["image", *(f"{name} {values.sum():.0f}" for name, values in maps.items())], [f"{bits:.2f}" for bits in subject.bits[extremes]]
+        titles, costs = ["image", *(f"{name}: {values.sum():.0f} bits" for name, values in maps.items())], [f"{bits:.2f}" for bits in subject.bits[extremes]]
+        legends = "".join(legend(f"{name}: 0", f"{high:.0f} bits a token") for name, high in zip(maps, most))
         return {
-            "maps": _picture(torch.cat([one.expand(-1, 3, -1, -1), *coloured]), 4, titles, width=128),
-            "note": f"Bits of image {image} with label {label}: {parts.total.sum() / one.numel():.3f} bits/dim. Yellow: {most[0]:.0f}, {most[1]:.0f} and"
-            f" {most[2]:.0f} bits a token. Informative: density {sums[0]:.0f}, volume {sums[1]:.0f}; redundant: density {sums[2]:.0f}, volume {sums[3]:.0f}.",
-            "surprise": _picture(subject.images[extremes], ends, costs, ["least surprising", "most surprising"]),
+            "maps": picture_grid(torch.cat([one.expand(-1, 3, -1, -1), *coloured]), 4, titles, width=128, scale=legends),
+            "note": f"Bits of image {image} with label {label}: {parts.total.sum() / one.numel():.3f} bits/dim."
+            f" Informative: density {sums[0]:.0f}, volume {sums[1]:.0f}; redundant: density {sums[2]:.0f}, volume {sums[3]:.0f}.",
+            "surprise": picture_grid(subject.images[extremes], ends, costs, ["least surprising held-out images, bits/dim", "most surprising"]),
         }
 
-# %% ../nbs/22_explorer.ipynb #22-036
+# %% ../nbs/22_explorer.ipynb #22-035
 def _prediction_figure(prediction: TokenPrediction, channels: Sequence[int], value: Tensor) -> object:  # value (d_I,): the token's own; a plotly figure
     "Contours of the three densities of two channels, at 5, 30, 55 and 80% of their heights; draws; component weights."
     titles = "density of the two channels", "component weights"
@@ -477,7 +465,7 @@ def _prediction_figure(prediction: TokenPrediction, channels: Sequence[int], val
         figure.add_scatter(x=points[:, 0].numpy(), y=points[:, 1].numpy(), mode="markers", marker=marker, name=name, row=1, col=1)
     ranges = torch.stack([low, high], dim=1).tolist()
     figure.update_layout(
-        width=430, height=600, template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": "#808080", "size": 12},
+        height=720, template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": "#808080", "size": 12},
         legend={"orientation": "h", "y": -0.12}, margin={"l": 55, "r": 10, "t": 35, "b": 20}, xaxis2_title="component",
         xaxis={"title": f"channel {channels[0]}", "range": ranges[0]}, yaxis={"title": f"channel {channels[1]}", "range": ranges[1]},
     )  # fmt: skip
@@ -508,32 +496,34 @@ class Mixture(Panel):
         value = latents.informative[0, token]
         cost = [-each.log_prob(value).item() / math.log(2) for each in (prediction.conditional, prediction.unconditional)]
         return {
-            "image": _picture(torch.cat([one, torch.where(here, one, 0.3 * one - 0.5)]), titles=[f"image {image}", f"token {token}"], width=112),
+            "image": picture_grid(torch.cat([one, torch.where(here, one, 0.3 * one - 0.5)]), titles=[f"image {image}", f"token {token}"], width=112),
             "figure": _prediction_figure(prediction, (across, up), value),
-            "note": f"This token's z^I: -log2 of its density is {cost[0]:.1f} given the class {label.item()}, {cost[1]:.1f} without."
+            "note": f"This token's z<sup>I</sup>: -log2 of its density is {cost[0]:.1f} given the class {html.escape(_class_name(model, label.item()))},"
+            f" {cost[1]:.1f} without."
             f" The dots are worth {prediction.effective_sample_size:.0f} of 1,000 candidates"
             + ("; the guided density is improper here: trust neither its dots nor its contours." if prediction.improper else "."),
         }
 
-# %% ../nbs/22_explorer.ipynb #22-040
+# %% ../nbs/22_explorer.ipynb #22-039
+def _rivals(subject: Subject) -> list[str]:
+    "The other embedded models that were trained on the same data."
+    return [name for name in embedded_models() if name != subject.name and read_source(name) == subject.data]
+
+
 class Basis(Panel):
     "The same two experiments on models that differ in their channel basis."
 
     @functools.cached_property
     def models(self) -> list[Subject]:
         "The subject, and the embedded models that were trained on the same data. Raises ValueError if there are none."
-        data, count = self.subject.data, len(self.subject.images)
-        others = [name for name in embedded_models() if name != self.subject.name and read_source(name) == data]
+        others = _rivals(self.subject)
         if not others:
-            raise ValueError(f"no other embedded model was trained on {data}; this panel compares those of glyphs-field or of glyphs-palette")
-        return [self.subject, *(Subject.load(name, count=count) for name in others)]
+            raise ValueError(f"no other embedded model was trained on {self.subject.data}")
+        return [self.subject, *(Subject.load(name, count=len(self.subject.images)) for name in others)]
 
     def controls(self):
-        return {
-            "image": self.image_control(),
-            "donor": self.image_control("donor of z^R", 17),
-            "scale": Control("variance times", 1.0, "slider", (0.0, 4.0, 0.1)),
-        }
+        scale = Control("variance times", 1.0, "slider", (0.0, 4.0, 0.1))
+        return {"image": self.image_control(), "donor": self.image_control("donor of z^R", 17), "scale": scale}
 
     def pictures(self, image: int, donor: int, scale: float):
         rows = []
@@ -542,23 +532,39 @@ class Basis(Panel):
             redrawn = [redraw_redundant(subject.model, latents, label, each, torch.Generator().manual_seed(0)) for each in (0, scale)]
             rows.append(torch.cat([one, subject.model.decode(concatenate([*redrawn, swap_redundant(latents, other_latents)])), other]))
         titles = ["held out", "variance x 0", f"x {scale:g}", "z^R swapped", "donor"]
-        return {"rows": _picture(torch.cat(rows), 5, titles * len(rows), [subject.model.config.basis for subject in self.models], width=96)}
+        return {"rows": picture_grid(torch.cat(rows), 5, titles * len(rows), [subject.model.config.basis for subject in self.models], width=96)}
 
-# %% ../nbs/22_explorer.ipynb #22-044
+# %% ../nbs/22_explorer.ipynb #22-043
 class YourImage(Panel):
     "Any picture: what it costs, what its channels hold, which training images it is near."
 
     def controls(self):
         return {"content": Control("your picture", b"", "picture", tuple(self.subject.model.config.image_shape))}
 
+    def costs(self, one: Tensor) -> tuple[Tensor, Tensor]:  # (1, C, H, W) -> (classes + 1,), (classes,)
+        "Bits/dim under each label, the last is no label; and how likely the model takes each label to be, were they equally frequent."
+        every = torch.arange(self.subject.model.config.num_classes + 1)
+        noisy = dequantize(one, self.subject.model.config.levels, torch.Generator().manual_seed(0))
+        bits = likelihood_parts(self.subject.model, noisy.expand(len(every), -1, -1, -1), every).total.sum(1)
+        return bits / one.numel(), (-math.log(2) * bits[:-1]).softmax(0)
+
+    def verdict(self, one: Tensor) -> str:  # (1, C, H, W)
+        "What a picture costs, and what the model takes it for."
+        (costs, shares), (low, high) = self.costs(one), self.subject.bits.quantile(torch.tensor([0.05, 0.95])).tolist()
+        best, name, doubt = len(costs) - 1, "no label", ""
+        if len(shares):
+            best = shares.argmax().item()
+            name = f"label {html.escape(_class_name(self.subject.model, best))}"
+            doubt = f" <b>The model is unsure</b>: {shares[best]:.0%} for this label." if shares[best] < 0.9 else ""
+        doubt = " <b>The model knows nothing like it</b>: a label would be a guess." if costs[best] > high else doubt
+        return (f"{costs[best]:.2f} bits/dim with {name}, {costs[-1]:.2f} without a label."
+                f" Nine of ten held-out images cost {low:.2f} to {high:.2f} with their own labels.{doubt}")  # fmt: skip
+
     def pictures(self, content: bytes):
         subject, model, config = self.subject, self.subject.model, self.subject.model.config
-        one = read_picture(content, config.image_shape, config.levels) if content else subject.images[:1]
-        noisy = dequantize(one, config.levels, torch.Generator().manual_seed(0))
-        every = torch.arange(config.num_classes + 1)  # the last is no label
-        costs = likelihood_parts(model, noisy.expand(len(every), -1, -1, -1), every).total.sum(1) / one.numel()
-        best = costs[:-1].argmin() if config.num_classes else 0
-        low, high = subject.bits.quantile(torch.tensor([0.05, 0.95])).tolist()
+        few = zip(subject.images[:10].split(1), subject.labels) if config.num_classes else ()
+        right = (each for each, label in few if self.costs(each)[1][label] > 0.9)
+        one = read_picture(content, config.image_shape, config.levels) if content else next(right, subject.images[:1])
         latents, (images, training) = model.encode(one), subject.training
         places = {"pixels": (one, images), "z^I": (latents.informative, training.informative)}
         if model.partition.redundant:
@@ -566,15 +572,14 @@ class YourImage(Panel):
         rows = [torch.cat([one, images[nearest(*pair, 8)]]) for pair in places.values()]
         values, columns = torch.cat([latents.informative, latents.redundant], dim=2), model.partition.informative
         return {
-            "seen": _picture(one, titles=["as the model sees it"], width=144),
-            "note": f"{'Your picture' if content else 'A held-out image, until you choose or draw one'}: {costs[best]:.2f} bits/dim with"
-            f" {f'label {best}' if config.num_classes else 'no label'}, {costs[-1]:.2f} without a label."
-            f" Nine of ten held-out images cost {low:.2f} to {high:.2f} with their own labels.",
-            "nearest": _picture(torch.cat(rows), len(rows[0]), row_titles=[f"the picture, and the nearest training images in {place}" for place in places]),
-            "latents": _picture(_heat_map(values, 3.0, signed=True), row_titles=[f"z^I ({columns} columns), z^R; a row a token"], width=10 * values.shape[2]),
+            "seen": picture_grid(one, titles=["as the model sees it"], width=144),
+            "note": f"{'Your picture' if content else 'A held-out image, until you choose or draw one'}: {self.verdict(one)}",
+            "nearest": picture_grid(torch.cat(rows), len(rows[0]), row_titles=[f"the picture, and the nearest training images in {place}" for place in places]),
+            "latents": picture_grid(heat_map(values, 3.0, signed=True), row_titles=[f"z^I ({columns} columns), z^R; a row a token"], width=10 * values.shape[2],
+                                scale=legend("-3 deviations", "3", signed=True)),
         }
 
-# %% ../nbs/22_explorer.ipynb #22-051
+# %% ../nbs/22_explorer.ipynb #22-050
 class Recolour(Panel):
     "A piece of a photograph of your own, recoloured: with z^R of another picture."
 
@@ -591,44 +596,67 @@ class Recolour(Panel):
     def pictures(self, content: bytes, image: int, other: bytes, giver: int, **place: float):
         model, shape, levels = self.subject.model, self.subject.model.config.image_shape, self.subject.model.config.levels
         held_out = [to_levels(self.subject.images[each], 256).expand(3, -1, -1).permute(1, 2, 0).numpy() for each in (image, giver)]
-        content, other = (file or _png_file(Image.fromarray(values)) for file, values in zip((content, other), held_out))
+        content, other = (file or png_file(Image.fromarray(values)) for file, values in zip((content, other), held_out))
         one, two = read_picture(content, shape, levels, **place), read_picture(other, shape, levels)
         own, donor = model.encode(one), model.encode(two)
         redrawn = redraw_redundant(model, own, torch.tensor([model.null_class]), 0, torch.Generator().manual_seed(0))
         made = model.decode(concatenate([redrawn, swap_redundant(own, donor)]))
-        page, small = open_picture(content), Image.new("RGBA", (224, 224), (*_GREY, 0))
-        square, factor = cut_out(page.size, shape, **place), 224 / max(page.size)
+        page, small = open_picture(content), Image.new("RGBA", (448, 448), (*GREY, 0))
+        square, factor = cut_out(page.size, shape, **place), 448 / max(page.size)
         small.paste(page.resize([max(1, round(factor * side)) for side in page.size], Image.Resampling.BOX, reducing_gap=1.0))
         left, upper, right, lower = (factor * edge for edge in square)
-        for colour, width in (("black", 3), ("white", 1)):  # to be seen on any picture
+        for colour, width in (("black", 6), ("white", 2)):  # to be seen on any picture
             ImageDraw.Draw(small).rectangle((left, upper, max(left, right - 1), max(upper, lower - 1)), outline=colour, width=width)
-        titles = [f"{square[2] - square[0]:.0f} pixels wide", "variance x 0", "z^R of the giver", "giver"]
-        return {"where": _png_file(small), "made": _picture(torch.cat([one, made, two]), titles=titles, width=144)}
+        titles, where = [f"{square[2] - square[0]:.0f} pixels wide", "variance x 0", "z^R of the giver", "giver"], png_file(small)
+        page = image_tag(where, "the photograph, with a frame around the piece")
+        return {"where": Picture(where, page), "made": picture_grid(torch.cat([one, made, two]), titles=titles, width=144)}
 
-# %% ../nbs/22_explorer.ipynb #22-057
+# %% ../nbs/22_explorer.ipynb #22-056
 PANELS = {"Variance": Variance, "Swap": Swap, "Traverse": Traverse, "Bits": Bits, "Mixture": Mixture, "Basis": Basis}
 PANELS |= {"Your image": YourImage, "Recolour": Recolour}
+
+
+def _titles(subject: Subject) -> list[str]:
+    "Of the panels that the model can fill."
+    config, partition = subject.model.config, subject.model.partition
+    predicts, redraws = config.prior == "autoregressive", partition.redundant > 0 and config.redundant == "mixture"
+    lacking = set() if predicts and redraws else {"Variance", "Basis", "Recolour"}
+    lacking |= set() if partition.redundant else {"Swap"}
+    lacking |= set() if predicts and config.num_classes and config.label_dropout and partition.informative > 1 else {"Mixture"}
+    lacking |= set() if _rivals(subject) else {"Basis"}
+    return [title for title in PANELS if title not in lacking]
 
 
 def explore(
     name: str = DEFAULT_MODEL,  # an embedded model, or the model folder of a run
     data: str | None = None,  # its data; none: as the run noted
 ):
-    "All panels on one page, as a widget; a panel is made when it is first chosen."
+    "All panels that the model can fill on one page, as a widget; a panel is made when it is first chosen."
     widgets = import_optional("ipywidgets", "ipywidgets")
     models = widgets.Dropdown(options=list(dict.fromkeys([name, *embedded_models()])), value=name, description="model")
-    chooser = widgets.ToggleButtons(options=list(PANELS), style={"button_width": "auto"})
-    place, problem = widgets.VBox(), widgets.HTML()
+    chooser = widgets.ToggleButtons(options=list(PANELS), style={"button_width": "auto"}).add_class("explorer-tabs")
+    place, problem = widgets.VBox().add_class("explorer-place"), widgets.HTML().add_class("explorer-problem")
+    waiting = widgets.HTML('<p role="status">The pictures are being computed ...</p>').add_class("explorer-waiting")
+    page = widgets.VBox([models, chooser, problem, waiting, place, *_helpers()]).add_class("explorer-page")
     load = functools.cache(lambda model: Subject.load(model, data if model == name else None))
     show = functools.cache(lambda model, panel: PANELS[panel](load(model)).show())
 
     def open_panel(change: object = None) -> None:
+        place.children, problem.value = [], ""
+        page.add_class("explorer-busy")
         try:
-            place.children, problem.value = [show(models.value, chooser.value)], ""
+            titles, chosen = _titles(load(models.value)), chooser.value
+            if titles != list(chooser.options):  # which sets the value, and so comes here again
+                chooser.unobserve(open_panel, "value")
+                chooser.options, chooser.value = titles, chosen if chosen in titles else titles[0]
+                chooser.observe(open_panel, "value")
+            place.children = [show(models.value, chooser.value)]
         except (ValueError, OSError, ImportError) as error:
-            place.children, problem.value = [], f'<b role="alert">{html.escape(str(error))}</b>'
+            problem.value = _message(error)
+        finally:
+            page.remove_class("explorer-busy")
 
     for each in (models, chooser):
         each.observe(open_panel, "value")
     open_panel()
-    return widgets.VBox([models, chooser, problem, place])
+    return page

@@ -1,15 +1,31 @@
-"""Small helpers that several modules need: files, checksums, optional packages, indices spread evenly."""
+"""Small helpers that several modules need: files, locks, checksums, worker processes, messages, optional packages, indices spread evenly."""
+import functools
+import glob
 import hashlib
 import importlib
+import multiprocessing
 import os
+import signal
+import socket
+import sys
+import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # not a Unix: no locks
+    fcntl = None
+
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
 def import_optional(module: str, package: str, extra: str = "notebooks") -> ModuleType:
@@ -26,15 +42,38 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _try_lock(descriptor: int) -> bool | None:
+    "Lock an open file until it is closed. False: another holds it. None: this file system has no locks."
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except (OSError, AttributeError):
+        return None
+
+
+def _remove_leftovers(path: Path) -> None:
+    "Remove what processes that are dead left of writing a file: one that lives has its own locked."
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY)
+            if _try_lock(descriptor):
+                left.unlink()
+            os.close(descriptor)
+
+
 def replace_files(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -> None:
     """Write files, first all of them under temporary names, then rename: if writing fails, the old ones stay and the new are removed.
 
-    A content is given as bytes or as a function that writes it to the open file.
+    A content is given as bytes or as a function that writes it to the open file. What a killed process left of writing them is removed.
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in contents}
     try:
         for path, content in contents.items():
+            _remove_leftovers(path)
             with open(temporary[path], "wb") as file:
+                _try_lock(file.fileno())
                 content(file) if callable(content) else file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -44,6 +83,81 @@ def replace_files(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -
         for partial in temporary.values():
             partial.unlink(missing_ok=True)
         raise
+
+
+_locks: set[int] = set()  # descriptors of the folders' locks that this process holds
+
+
+@functools.cache
+def _keep_locks_from_children() -> None:
+    "A forked process must not go on holding a lock when its parent is dead."
+
+    def let_go() -> None:
+        while _locks:
+            os.close(_locks.pop())
+
+    os.register_at_fork(after_in_child=let_go)
+
+
+@contextmanager
+def lock_folder(folder: str | Path, what: str) -> Iterator[None]:
+    """Hold an output folder while something, `what`, writes to it. The lock ends with the process, however that ends.
+
+    Raises ValueError, which says who holds it, if another process does, or this one already. Where a file system has no locks, nothing is held.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _keep_locks_from_children()
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    if _try_lock(lock) is False:
+        holder = os.pread(lock, 1000, 0).decode(errors="replace") or "by another process"
+        os.close(lock)
+        raise ValueError(f"{folder} is in use {' '.join(holder.split())}; let that end, or choose another folder")
+    _locks.add(lock)
+    try:
+        with suppress(OSError):  # a full disk
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"by {what} on {socket.gethostname()}, process {os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        if lock in _locks:  # not in a forked process, which has let go
+            _locks.remove(lock)
+            os.ftruncate(lock, 0)
+            os.close(lock)
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    "Around the start of worker processes: a signal waits until they are ready for it."
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_worker(number: int) -> None:
+    """For a DataLoader's `worker_init_fn`: signals from outside, say to the whole process group, are for the parent to answer; its own SIGTERM
+    ends the worker, and so does its death, within a second.
+    """
+    parent = multiprocessing.parent_process()
+
+    def listen() -> None:
+        while True:
+            heard = signal.sigtimedwait(STOP_SIGNALS, 1)
+            if not parent.is_alive() or heard and (heard.si_signo, heard.si_pid) == (signal.SIGTERM, parent.pid):
+                os._exit(1)
+
+    if hasattr(signal, "sigtimedwait"):  # not in macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        threading.Thread(target=listen, daemon=True).start()
+
+
+def say(text: str) -> None:
+    "Print a line, beside a progress bar if there is one; what the terminal cannot show, such as odd bytes of a file's name, is escaped."
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def spread(count: int, length: int, floor: bool = False) -> list[int]:

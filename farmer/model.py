@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import farmer
-from .checks import check_architecture, check_generator, check_guidable, check_images, check_inverse, check_labels, check_latents, check_levels
+from .checks import Inverse, check_architecture, check_generator, check_guidable, check_images, check_inverse, check_labels, check_latents, check_levels
 from .flow import Flow, autoregressive_flow, coupling_flow
 from .guidance import Guidance, GuidanceReport, Guided, PosteriorGuidance
 from .patches import ChannelBasis, bits_per_dimension, dequantize, patchify, unpatchify
@@ -162,6 +162,7 @@ class Farmer(nn.Module):
     def __init__(self, config: FarmerConfig = FarmerConfig()):
         super().__init__()
         self.config = config
+        self.class_names: tuple[str, ...] = ()  # of the labels 0, 1, ..., saved with the weights; empty where nobody has named them
         self.basis = ChannelBasis(config.token_channels)
         self.flow = _make_flow(config)
         self.prior = _make_prior(config)
@@ -232,7 +233,7 @@ class Farmer(nn.Module):
         self,
         latents: Latents,
         *,
-        inverse: Callable[[Tensor], Tensor] | None = None,  # None: exact, token by token; `Jacobi()`, a `Student`, or any way from z to x
+        inverse: Inverse | None = None,  # None: exact, token by token; `Jacobi()`, a `Student`, or any way from z to x
     ) -> Tensor:  # (B, C, H, W), in [-1, 1] up to overshoot
         "Run the flow backwards. No gradient flows."
         check_latents(latents.informative, latents.redundant, self.config.tokens, self.partition.informative, self.partition.redundant)
@@ -240,7 +241,7 @@ class Farmer(nn.Module):
         with evaluating(self):
             return self.images_of(self.way_back(inverse)(z))
 
-    def way_back(self, inverse: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
+    def way_back(self, inverse: Inverse | None) -> Callable[[Tensor], Tensor]:
         "From z to x. An `inverse` with a method `bind` is asked for its way back through this flow."
         check_inverse(inverse)
         if hasattr(inverse, "bind"):
@@ -272,7 +273,7 @@ class Farmer(nn.Module):
         labels: Tensor | Sequence[int],
         *,
         guidance: float | Guidance = 0.0,
-        inverse: Callable[[Tensor], Tensor] | None = None,
+        inverse: Inverse | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw one image per label: (B, C, H, W), in [-1, 1] up to overshoot. The same generator state gives the same images.

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .batches import OnlyReadable, ReadableImages
 from .checkpoints import fingerprint
-from .data import ImageDataset
+from .data import ImageDataset, to_images
 from .distributed import forward_flops
-from .files import checksum, spread
+from .files import checksum, say, spread
 from .inversion import Student, certify, student_loss
 from .model import Farmer
 from .patches import bits_per_dimension, dequantize
@@ -30,9 +31,9 @@ def evaluate_bits_per_dim(
     draws: int = 1,  # of the dequantisation noise for each image
     seed: int = 0,
 ) -> Tensor:  # (images,) bits per dimension of each image
-    "Bits per dimension by uniform dequantisation, image by image; the mean is the usual figure."
+    "Bits per dimension by uniform dequantisation, image by image, without those that cannot be read; the mean is the usual figure."
     generator = torch.Generator(model.device).manual_seed(seed)
-    conditional, results = conditional and model.config.num_classes > 0, []
+    conditional, results, dataset = conditional and model.config.num_classes > 0, [], OnlyReadable(dataset)
     for part in torch.tensor(spread(images, len(dataset))).split(500):
         batch, labels = (tensor.to(model.device) for tensor in dataset.batch(part.tolist()))
         results.append(model.bits_per_dim(batch, labels if conditional else None, draws=draws, generator=generator))
@@ -68,8 +69,10 @@ class Likelihood:
         "Fit the channel basis to 4096 images and 2^18 patches at most, unless the model has been trained already: its flow knows its own basis."
         untouched = torch.equal(self.module.basis.matrix, torch.eye(self.config.token_channels).to(self.module.basis.matrix))
         if self.config.basis != "pixels" and untouched:
-            images, _ = dataset.batch(spread(max(1, min(4096, 2**18 // self.config.tokens)), len(dataset), floor=True))
-            self.module.basis.fit(images, self.config.patch_size, self.config.basis)
+            found = ReadableImages(dataset).__getitems__(spread(max(1, min(4096, 2**18 // self.config.tokens)), len(dataset), floor=True))
+            for complaint in found.complaints:
+                say(f"{complaint} (the next one stands in)")
+            self.module.basis.fit(to_images(found.pixels, dataset.levels), self.config.patch_size, self.config.basis)
 
     def flops(self) -> int:
         return 3 * forward_flops(self.module, (1, *self.config.image_shape), (1,))  # forward, and twice that for the gradients

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'embedded_models', 'save_model', 'save_student', 'model_files', 'load_model', 'load_student',
-           'save_source', 'read_source', 'model_card', 'push_model']
+           'save_source', 'weights_note', 'read_source', 'model_card', 'push_model']
 
 # %% ../nbs/10_pretrained.ipynb #10-002
 import copy
@@ -12,9 +12,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import farmer
+from .checks import parse_json, read_json
 from .data import IMAGE_SIZES
 from .files import checksum, import_optional, replace_files
 from .inversion import Student
@@ -29,6 +32,7 @@ from .model import Farmer, FarmerConfig
 
 # %% ../nbs/10_pretrained.ipynb #10-005
 _FORMAT_VERSION = 1
+_CONFIGURATION = "the configuration of a FARMER", {"farmer_format": int | float | str | None}  # the version, of whatever type
 EMBEDDED = Path(farmer.__file__).parent / "pretrained"
 
 
@@ -37,9 +41,30 @@ def embedded_models() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED.glob("*/config.json"))
 
 
-def _contents(module: nn.Module, metadata: Mapping[str, str]) -> bytes:
-    "A safetensors file of a module's weights."
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, dict(metadata))
+def _weights_checksum(tensors: Mapping[str, Tensor]) -> str:
+    "CRC-32 of the names, types and bytes of weights, which finds accidents, not malice."
+    value = 0
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} ".encode(), value)
+        value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
+
+
+def _contents(module: nn.Module, metadata: Mapping[str, str]) -> Callable[[BinaryIO], None]:
+    "Writes a safetensors file of a module's weights, with their checksum: the same bytes for the same weights."
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    content = memoryview(save(tensors, {**metadata, "checksum": _weights_checksum(tensors)}))
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(bytes(content[8:start])), sort_keys=True).encode()  # safetensors leaves the order to chance
+    header += b" " * (-len(header) % 8)
+    return lambda file: file.writelines([len(header).to_bytes(8, "little"), header, content[start:]])
+
+# %% ../nbs/10_pretrained.ipynb #10-006
+def _check_names(names: object, classes: int) -> tuple[str, ...]:
+    "Names of all classes, or of none. Raises ValueError for anything else."
+    if type(names) is not list or len(names) not in (0, classes) or not all(type(name) is str for name in names):
+        raise ValueError(f"class_names must be a name for each of {classes} classes, or empty")
+    return tuple(names)
 
 
 def save_model(model: Farmer, folder: str | os.PathLike, half: bool = False) -> None:
@@ -47,14 +72,16 @@ def save_model(model: Farmer, folder: str | os.PathLike, half: bool = False) -> 
 
     The weights carry their configuration too, so that files of two different saves are never loaded together. A student of
     an earlier save stays if it fits these weights, and goes if not. With `half`, weights are rounded to float16, which halves
-    the file; the channel basis is not.
+    the file; the channel basis is not. Raises ValueError for class names that are not as many as the classes.
     """
-    folder = Path(folder)
+    folder, settings = Path(folder), {"farmer_format": _FORMAT_VERSION, **asdict(model.config)}
+    if model.class_names and model.config.num_classes:
+        settings["class_names"] = list(_check_names(list(model.class_names), model.config.num_classes))
     folder.mkdir(parents=True, exist_ok=True)
     if half:
         basis, model = model.basis, copy.deepcopy(model).half()
         model.basis = basis  # which must stay a rotation
-    config = json.dumps({"farmer_format": _FORMAT_VERSION, **asdict(model.config)}, indent=1)
+    config = json.dumps(settings, indent=1)
     replace_files({folder / "model.safetensors": _contents(model, {"config": config}), folder / "config.json": config.encode()})
     if (folder / "student.safetensors").is_file():
         try:
@@ -75,7 +102,7 @@ def save_student(student: Student, folder: str | os.PathLike, half: bool = False
         raise ValueError(f"{folder} holds another model than that of this student; save it beside its own")
     replace_files({folder / "student.safetensors": _contents(copy.deepcopy(student).half() if half else student, metadata)})
 
-# %% ../nbs/10_pretrained.ipynb #10-007
+# %% ../nbs/10_pretrained.ipynb #10-008
 def _download(name: str) -> Path:
     "The folder of a model from the Hugging Face hub, fetched once. Raises FileNotFoundError if it cannot be had."
     try:
@@ -92,7 +119,7 @@ def model_files(name: str | os.PathLike) -> tuple[Path, Path]:
     A folder called digits is given as ./digits or as a Path.
     """
     embedded = embedded_models()
-    folder = EMBEDDED / name if name in embedded else Path(name)
+    folder = EMBEDDED / name if name in embedded else Path(os.path.expanduser(name))
     if not folder.is_dir() and isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         folder = _download(name)
     if not folder.is_dir():
@@ -103,72 +130,106 @@ def model_files(name: str | os.PathLike) -> tuple[Path, Path]:
             raise FileNotFoundError(f"{folder} has no {path.name}; point to a folder written by save_pretrained")
     return files
 
-
-def _read_config(text: str, source: Path) -> FarmerConfig:
-    "The configuration in `config.json`. Raises ValueError for damaged, foreign or other-version files."
-    try:
-        values = json.loads(text)
-        version = values.pop("farmer_format")
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{source} is not the configuration of a FARMER; point to a folder written by save_pretrained") from error
+# %% ../nbs/10_pretrained.ipynb #10-009
+def _read_config(values: dict, source: Path) -> tuple[FarmerConfig, tuple[str, ...]]:
+    "The configuration and the class names in `config.json`. Raises ValueError for foreign or other-version files."
+    version, names = values.pop("farmer_format"), values.pop("class_names", [])
     if version != _FORMAT_VERSION:
         raise ValueError(f"{source} has format {version}, this farmer reads format {_FORMAT_VERSION}; use the farmer version that wrote it")
     try:
-        return FarmerConfig(**{**values, "image_shape": tuple(values["image_shape"])})
+        config = FarmerConfig(**{**values, "image_shape": tuple(values["image_shape"])})
+        return config, _check_names(names, config.num_classes)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{source} has fields this farmer cannot use ({error}); was it edited, or written by another version?") from error
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    "The tensors and the metadata of a safetensors file. Raises ValueError for a damaged one."
+def _read_tensors(
+    path: Path,
+    expected: Callable[[Mapping[str, str], int], Mapping[str, Tensor]],  # of the metadata and the number of tensors: weights of the shapes there must be
+) -> dict[str, Tensor]:
+    """The weights in a safetensors file. Raises ValueError for a damaged one, and for what are no weights of these shapes.
+
+    Names, shapes and types in its header are compared before anything is read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            metadata, parts = file.metadata() or {}, {key: file.get_slice(key) for key in file.keys()}
+            fits = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in expected(metadata, len(parts)).items()}
+            if fits != {key: (tuple(part.get_shape()), part.get_dtype() in ("F64", "F32", "F16", "BF16")) for key, part in parts.items()}:
+                raise ValueError(f"{path} does not hold the weights that config.json describes; save or copy both again")
+            tensors = {key: file.get_tensor(key) for key in parts}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}); save or copy it again") from error
+    if metadata.get("checksum", "") not in ("", _weights_checksum(tensors)):
+        raise ValueError(f"{path} is damaged, its checksum is another; save or copy it again")
+    if not all(t.isfinite().all() for t in tensors.values()) or not any(t.any() for name, t in tensors.items() if name != "basis.matrix"):
+        raise ValueError(f"{path} holds weights that are not finite, or zeros alone; it is no trained model, save or copy it again")
+    return tensors
 
-# %% ../nbs/10_pretrained.ipynb #10-008
+# %% ../nbs/10_pretrained.ipynb #10-010
 def load_model(name: str | os.PathLike, model_class: type[Farmer] = Farmer) -> Farmer:
     "See `Farmer.from_pretrained`. Raises FileNotFoundError for nothing there, ValueError for files that do not load."
     config_path, weights_path = model_files(name)
-    text = config_path.read_text(encoding="utf-8", errors="replace")
-    model = model_class(_read_config(text, config_path))
-    tensors, metadata = _read_tensors(weights_path)
-    if metadata.get("config") != text:
-        raise ValueError(f"{weights_path} and {config_path.name} come from two different saves; save or copy both again")
-    try:
-        precision = torch.promote_types(tensors["basis.matrix"].dtype, torch.float32)
-        model.to(precision).load_state_dict(tensors)
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{weights_path} does not hold the weights that {config_path.name} describes; save or copy both again") from error
+    config, class_names = _read_config(read_json(config_path, *_CONFIGURATION), config_path)
+
+    def expected(metadata: Mapping[str, str], count: int) -> Mapping[str, Tensor]:
+        if metadata.get("config") != config_path.read_text(encoding="utf-8", errors="replace"):
+            raise ValueError(f"{weights_path} and {config_path.name} come from two different saves; save or copy both again")
+        layers = config.flow_blocks * config.flow_layers + (config.prior_layers if config.prior == "autoregressive" else 0)
+        if layers > count:  # each has several tensors: do not even begin
+            return {}
+        with torch.device("meta"):  # shapes only, no memory
+            return model_class(config).state_dict()
+
+    tensors = _read_tensors(weights_path, expected)
+    for order in (tensor for tensor in tensors.values() if not tensor.is_floating_point()):
+        if not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise ValueError(f"{weights_path} holds an order of channels that is none; save or copy the model again")
+    matrix = tensors["basis.matrix"].double()
+    off = (matrix @ matrix.T - torch.eye(len(matrix), dtype=torch.float64)).abs().max().item()
+    if off > (1e-4 if tensors["basis.matrix"].dtype.itemsize > 2 else 1e-2):
+        raise ValueError(f"{weights_path} holds a channel basis that is no rotation, off by {off:.1g}; save or copy the model again")
+    model = model_class(config).to(torch.promote_types(tensors["basis.matrix"].dtype, torch.float32))
+    model.load_state_dict(tensors)
+    model.class_names = class_names
     return model.eval()
 
 
 def load_student(name: str | os.PathLike, student_class: type[Student] = Student) -> Student:
     "See `Student.from_pretrained`. Raises FileNotFoundError for no student, ValueError for one of another model, or a damaged one."
-    config_path, _ = model_files(name)
-    path = config_path.with_name("student.safetensors")
+    path = model_files(name)[0].with_name("student.safetensors")
     if not path.is_file():
         raise FileNotFoundError(f"{name} has no student; make one with `farmer distill`, or use the exact inverse")
     model = load_model(name)
-    tensors, metadata = _read_tensors(path)
-    if metadata.get("config") != config_path.read_text(encoding="utf-8"):
-        raise ValueError(f"{path} is the student of a model of another architecture; delete it, or distill this model")
-    if metadata.get("flow") != checksum(model.flow):
-        raise ValueError(f"{path} is the student of another flow of this architecture; delete it, or distill this model")
     student = student_class(model.flow)
-    try:
-        student.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights of this model's student; delete it, or distill this model") from error
+
+    def expected(metadata: Mapping[str, str], count: int) -> Mapping[str, Tensor]:
+        if _read_config(parse_json(metadata.get("config", ""), path, *_CONFIGURATION), path)[0] != model.config:
+            raise ValueError(f"{path} is the student of a model of another architecture; delete it, or distill this model")
+        if metadata.get("flow") != checksum(model.flow):
+            raise ValueError(f"{path} is the student of another flow of this architecture; delete it, or distill this model")
+        return student.state_dict()
+
+    student.load_state_dict(_read_tensors(path, expected))
     return student.eval()
 
-# %% ../nbs/10_pretrained.ipynb #10-014
-def save_source(folder: Path, data: str) -> None:
-    "Note in a run's folder which data it was trained on, a name or a folder, and which weights its two models have."
+# %% ../nbs/10_pretrained.ipynb #10-016
+_NOTE = "the note of a run", {"data": str}
+
+
+def save_source(folder: Path, data: str, settings: Mapping[str, object] = {}) -> None:
+    "Note in a run's folder which data it was trained on, a name or a folder, which weights its two models have, and perhaps its settings."
     data = data if data in IMAGE_SIZES else str(Path(data).expanduser().resolve())
     weights = {"model": "moving average", "latest": "last step"}
-    replace_files({folder / "run.json": json.dumps({"data": data, "weights": weights}).encode()})
+    replace_files({folder / "run.json": json.dumps({"data": data, "weights": weights, **settings}).encode()})
+
+
+def weights_note(model: str | os.PathLike) -> str:
+    "Which weights of its run a model has: the moving average, those of the last step, or not noted."
+    folder = model_files(model)[0].parent
+    note = read_json(folder.parent / "run.json", *_NOTE) if (folder.parent / "run.json").is_file() else {}
+    weights = note.get("weights")
+    return str(weights.get(folder.name, "not noted")) if isinstance(weights, dict) else "not noted"
 
 
 def read_source(model: str | os.PathLike) -> str:
@@ -176,16 +237,21 @@ def read_source(model: str | os.PathLike) -> str:
     folder = model_files(model)[0].parent
     for place in (folder, folder.parent):
         if (place / "run.json").is_file():
-            return json.loads((place / "run.json").read_text())["data"]
+            return read_json(place / "run.json", *_NOTE)["data"]
     raise ValueError(f"{model} does not say which data it was trained on; say it with data, on the command line --data")
 
-# %% ../nbs/10_pretrained.ipynb #10-018
-def model_card(config: FarmerConfig, evaluation: Mapping[str, Mapping] | None = None) -> str:  # Markdown with a header for the hub
+# %% ../nbs/10_pretrained.ipynb #10-020
+def model_card(
+    config: FarmerConfig,
+    evaluation: Mapping[str, Mapping] | None = None,
+    class_names: Sequence[str] = (),
+) -> str:  # Markdown with a header for the hub
     "What a model is and how to load it; with the report of `farmer evaluate`, its figures and what moved them."
     channels, height, width = config.image_shape
     lines = ["---", "library_name: farmer", "pipeline_tag: unconditional-image-generation", "tags: [normalizing-flow, autoregressive, likelihood]", "---", ""]
     lines += ["# A FARMER", "", f"Flow AutoRegressive Transformer over Pixels (arXiv 2510.23588) for {channels} x {height} x {width} images.", ""]
     lines += ["```python", "from farmer import Farmer", "", 'model = Farmer.from_pretrained("OWNER/NAME")', "```", ""]
+    lines += ["Classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(class_names)), ""] if class_names else []
     sections = {"Configuration": asdict(config), **(evaluation or {})}
     for title, rows in sections.items():
         lines += [f"## {title[:1].upper()}{title[1:]}", "", "| | |", "|---|---|"]
@@ -207,6 +273,6 @@ def push_model(
         save_model(model, folder)
         if student is not None:
             save_student(student, folder)
-        (Path(folder) / "README.md").write_text(model_card(model.config, evaluation).replace("OWNER/NAME", repo_id))
+        (Path(folder) / "README.md").write_text(model_card(model.config, evaluation, model.class_names).replace("OWNER/NAME", repo_id))
         client.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="A FARMER and its card")
     return str(url)

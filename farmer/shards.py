@@ -15,8 +15,8 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -25,13 +25,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import datasets
 from tqdm.auto import tqdm
 
-from .checks import check_number
-from .data import ImageDataset, check_split
+from .checks import check_number, parse_json, read_json
+from .data import ImageDataset, check_split, counted
 from .files import file_digest, replace_files
-from .folders import crop_pixels, decode_image, list_images, split_folders
+from .folders import LARGEST_FILE, PICTURE_SUFFIXES, crop_pixels, decode_image, list_images, printable, read_file, split_folders
 
 # %% ../nbs/12_shards.ipynb #12-008
 class _Preparation(Dataset):
@@ -46,14 +45,12 @@ class _Preparation(Dataset):
 
     def __getitem__(self, number: int) -> tuple[int, bytes, str]:
         try:
-            with open(os.fsdecode(self.files[number]), "rb") as file:
-                pixels = decode_image(bytearray(file.read()))
-        except Exception as error:
-            reason = str(error).partition(" <")[0]  # Pillow ends with an address in memory, another one in every process
-            return number, b"", f"left out, unreadable: {' '.join(reason.split())}"
+            pixels = decode_image(read_file(os.fsdecode(self.files[number])))
+            cropped = crop_pixels(pixels, self.image_size)
+        except ValueError as error:
+            return number, b"", f"left out, unreadable: {error}"
         small, content = min(pixels.shape[1:]) < self.image_size, io.BytesIO()
-        image = Image.fromarray(crop_pixels(pixels, self.image_size).permute(1, 2, 0).contiguous().numpy())
-        image.save(content, self.image_format)
+        Image.fromarray(cropped.permute(1, 2, 0).contiguous().numpy()).save(content, self.image_format)
         return number, content.getvalue(), f"enlarged from {pixels.shape[2]} x {pixels.shape[1]}" if small else ""
 
 
@@ -84,6 +81,7 @@ def _write_shard(path: Path, items: Iterator[tuple[int, bytes, str]], labels: Se
 
 # %% ../nbs/12_shards.ipynb #12-010
 _FORMAT = 1
+_MOST_CLASSES = 100_000  # of shards whose classes have no names
 _ITEM = np.dtype([("number", "<i8"), ("label", "<i4"), ("shard", "<i4"), ("offset", "<i8"), ("length", "<i8")])
 
 
@@ -104,18 +102,30 @@ def _source_digest(source: Path, files: Sequence[str], labels: Sequence[int], cl
         digest.update(os.fsencode(file[len(str(source)) :]) + f" {label} {size}\n".encode())
     return digest.hexdigest()
 
+# %% ../nbs/12_shards.ipynb #12-011
+_SHARD = {"name": str, "bytes": int, "sha256": str}
 
-def _resume_journal(folder: Path, settings: dict) -> list[dict]:
-    "Records of the shards that an interrupted preparation finished. ValueError if its source or settings differ."
+
+def _resume_journal(folder: Path, settings: dict, files: int) -> list[dict]:
+    "Records of the shards that an interrupted preparation of so many files finished. ValueError if its source or settings differ."
     path = folder / "journal.jsonl"
-    if not path.exists() and any(folder.glob("*.tar")):
+    if not path.is_file() and any(folder.glob("*.tar")):
         raise ValueError(f"{folder} holds shards that this preparation did not make: choose another folder")
+    kinds, damaged = _SHARD | {"images": list[list[int]], "remarks": list[list]}, ValueError(f"{path} is damaged: delete {folder} and prepare again")
     try:
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        header, *records = [json.loads(line) for line in lines if line.endswith(b"\n")] or [settings]
-    except ValueError:
-        raise ValueError(f"{path} is damaged: delete {folder} and prepare again") from None
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if path.is_file() else []
+        header, *records = [parse_json(line, path, "a journal", kinds if place else {}) for place, line in enumerate(lines)] or [settings]
+        numbers = [number for record in records for number, _, _, _ in record["images"]]
+        numbers += [number if type(remark) is str else None for record in records for number, remark in record["remarks"]]
+        if any(type(number) is not int for number in numbers):
+            raise damaged
+    except (ValueError, TypeError):
+        raise damaged from None
     _check_settings(folder, header, settings)
+    if not set(numbers) <= set(range(files)) or [record["name"] for record in records] != [f"{shard:06d}.tar" for shard in range(len(records))]:
+        raise damaged
+    whole = [path.is_file() and path.stat().st_size == record["bytes"] for record in records for path in [folder / record["name"]]]
+    records = records[: [*whole, False].index(False)]  # what follows a shard that is not there is made again
     replace_files({path: b"".join(json.dumps(record).encode() + b"\n" for record in (header, *records))})
     return records
 
@@ -141,7 +151,7 @@ def _write_index(folder: Path, settings: dict, class_names: Sequence[str], files
     index["shards"] = [{**record, "images": len(record["images"]), "remarks": len(record["remarks"])} for record in records]
     replace_files({folder / "index.json": json.dumps(index, indent=1).encode()})
 
-# %% ../nbs/12_shards.ipynb #12-012
+# %% ../nbs/12_shards.ipynb #12-013
 @dataclass(frozen=True)
 class ShardReport:
     "What a preparation did for one split."
@@ -153,6 +163,7 @@ class ShardReport:
     left_out: int  # images that cannot be read; listed in remarks.txt
     enlarged: int  # images with a side below the size; listed in remarks.txt
     kept: int  # shards that were there already, from a preparation that was interrupted
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # what else the source holds, which is no image of the data set
 
     def __str__(self) -> str:
         text = f"{self.folder}: {self.images:,} images in {self.shards:,} shards, {self.size / 1e6:,.1f} MB"
@@ -160,7 +171,7 @@ class ShardReport:
         if self.left_out or self.enlarged:
             text += f"; {self.left_out:,} unreadable images left out, {self.enlarged:,} small ones enlarged"
             text += f": see {self.folder / 'remarks.txt'}"
-        return text
+        return text + (f"; passed over: {counted(self.passed_over)}" if self.passed_over else "")
 
 
 def _write_shards(
@@ -169,7 +180,7 @@ def _write_shards(
     "Write the shards of a split that are not there yet, each image of `order` in its turn."
     for partial in folder.glob(".*.partial"):  # of a preparation that was killed
         partial.unlink()
-    records, step = _resume_journal(folder, settings), settings["shard_images"]
+    records, step = _resume_journal(folder, settings, len(files)), settings["shard_images"]
     kept, rest = len(records), order[len(records) * step :]
     preparation = _Preparation(files, settings["image_size"], settings["image_format"])
     loader = DataLoader(preparation, batch_size=None, sampler=rest, num_workers=min(workers, len(rest)))
@@ -182,9 +193,9 @@ def _write_shards(
     return records, kept
 
 
-def _prepare_split(source: Path, folder: Path, settings: dict, workers: int) -> ShardReport:
+def _prepare_split(source: Path, listing: tuple, folder: Path, settings: dict, workers: int) -> ShardReport:  # as `list_images` gives it
     "Write the shards of one split and then the index, unless an index says that all is there."
-    class_names, files, labels = list_images(source, folder.name)
+    class_names, files, labels, passed_over = listing
     order = np.random.default_rng(0).permutation(len(files)).tolist()
     digest = _source_digest(source, [files[i] for i in order], [labels[i] for i in order], class_names)
     settings, path = {**settings, "source": digest}, folder / "index.json"
@@ -195,13 +206,14 @@ def _prepare_split(source: Path, folder: Path, settings: dict, workers: int) -> 
         if not any(record["images"] for record in records):
             raise ValueError(f"no image of {source} can be read: see the first reason, {records[0]['remarks'][0][1]}")
         _write_index(folder, settings, class_names, files, records)
-    index = json.loads(path.read_bytes())
+    index = _read_index(folder)
+    _read_table(folder / "images.npy", index)
     _check_settings(folder, index, settings)
     (folder / "journal.jsonl").unlink(missing_ok=True)
     size = sum(shard["bytes"] for shard in index["shards"])
-    return ShardReport(folder, index["images"], len(index["shards"]), size, index["left out"], index["enlarged"], kept)
+    return ShardReport(folder, index["images"], len(index["shards"]), size, index["left out"], index["enlarged"], kept, passed_over)
 
-# %% ../nbs/12_shards.ipynb #12-013
+# %% ../nbs/12_shards.ipynb #12-014
 def prepare_shards(
     source: str | Path,  # a folder as `FolderDataset` reads it
     target: str | Path,  # folder to write: train/000000.tar ..., test/000000.tar ...
@@ -214,29 +226,38 @@ def prepare_shards(
 
     Interrupted or not, the files are the same byte for byte. Unreadable images are left out and small ones enlarged,
     both counted and listed in remarks.txt. Raises ValueError for impossible settings and for a target of another source or
-    other settings, FileNotFoundError as `FolderDataset` does, and OSError when no space is left.
+    other settings, both before the work, FileNotFoundError as `FolderDataset` does, and OSError when no space is left.
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
     check_number("image_size", image_size, "[1, inf)", whole=True)
     check_number("shard_images", shard_images, "[1, inf)", whole=True)
+    workers = os.cpu_count() or 1 if workers is None else workers
+    check_number("workers", workers, "[0, inf)", whole=True)
     if image_format not in ("png", "ppm"):
         raise ValueError(f"unknown image_format {image_format!r}: choose 'png' or 'ppm'")
     if target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{target} lies in {source}, where it would become a class: choose a folder elsewhere")
     settings = {"format": _FORMAT, "image_size": image_size, "image_format": image_format, "shard_images": shard_images}
-    workers = os.cpu_count() or 1 if workers is None else workers
+    listings = {"train": list_images(source, "train")}
+    listings |= {split: list_images(source, split) for split in split_folders(source) if split != "train"}
     try:
-        return [_prepare_split(source, target / split, settings, workers) for split in split_folders(source)]
+        return [_prepare_split(source, listing, target / split, settings, workers) for split, listing in listings.items()]
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(f"no space left for {target}: make room and prepare again, it goes on from here") from None
 
-# %% ../nbs/12_shards.ipynb #12-015
+# %% ../nbs/12_shards.ipynb #12-016
 @functools.lru_cache(maxsize=512)  # below the 1,024 that a process may usually keep open
 def _open_shard(path: str, checksum: str) -> BinaryIO:
     "A shard, opened once per process; the checksum tells a new shard from an old one in the same place."
+    if not os.path.isfile(path):  # a pipe would not open
+        raise FileNotFoundError(path)
     return open(path, "rb", buffering=0)
+
+
+_INDEX = {"format": int, "image_size": int, "image_format": str, "class_names": list[str], "shards": list[dict], "images": int}
+_INDEX |= {"images_sha256": str, "left out": int, "enlarged": int}
 
 
 def _read_index(folder: Path) -> dict:
@@ -247,14 +268,35 @@ def _read_index(folder: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"no shards in {folder}: prepare them, or give the folder that holds them")
     try:
-        index = json.loads(path.read_bytes())
+        index = read_json(path, "an index of shards", _INDEX)
         if index["format"] != _FORMAT:
-            raise ValueError(f"{path} has format {index['format']}, not {_FORMAT}: prepare the shards again")
+            raise ValueError(f"{path} has format {index['format']}, not {_FORMAT}")
+        check_number(f"{path}: image_size", index["image_size"], "[1, inf)", whole=True)
+        for number, shard in enumerate(index["shards"]):
+            parse_json(json.dumps(shard), f"{path}: shard {number}", "the description of a shard", _SHARD)
+            if os.path.basename(shard["name"]) != shard["name"]:
+                raise ValueError(f"{path} names a shard in another folder, {shard['name']}")
         return index
-    except (KeyError, TypeError, json.JSONDecodeError):
-        raise ValueError(f"{path} is damaged: prepare the shards again") from None
+    except ValueError as error:
+        raise ValueError(f"{str(error).partition('; get it')[0]}: delete it and prepare the shards again") from None
 
-# %% ../nbs/12_shards.ipynb #12-016
+
+def _read_table(path: Path, index: dict) -> np.ndarray:  # of `_ITEM`
+    "Where each image lies, mapped from the disk. Raises ValueError if it is not the table that the index is about."
+    try:
+        if not path.is_file() or file_digest(path) != index["images_sha256"]:
+            raise ValueError
+        table, ends = np.load(path, mmap_mode="r"), np.array([shard["bytes"] for shard in index["shards"]], np.int64)
+        label, shard, offset, length = (table[name] for name in ("label", "shard", "offset", "length"))
+        good = (label >= 0) & (label < len(index["class_names"])) & (shard >= 0) & (shard < len(ends)) & (offset >= 0)
+        good &= (length > 0) & (length <= LARGEST_FILE)
+        if table.dtype != _ITEM or table.shape != (index["images"],) or not good.all() or (offset > ends[shard] - length).any():
+            raise ValueError
+        return table
+    except Exception:  # numpy raises errors of all sorts
+        raise ValueError(f"{path} is missing or damaged: prepare the shards again") from None
+
+# %% ../nbs/12_shards.ipynb #12-017
 class ShardDataset(ImageDataset):
     "Images of shards, by `prepare_shards` or `index_shards`; any of them at any time. RGB, square, 256 levels."
 
@@ -272,13 +314,11 @@ class ShardDataset(ImageDataset):
         size, table = index["image_size"], self.folder / "images.npy"
         if image_size not in (None, size):
             raise ValueError(f"{path} holds images of {size} pixels a side, not {image_size}: prepare others or ask for these")
-        try:
-            self.images = np.load(table, mmap_mode="r")
-        except (OSError, EOFError, ValueError):
-            raise ValueError(f"{table} is missing or damaged: prepare the shards again") from None
+        self.images = _read_table(table, index)
         self.shards, self.checksum = index["shards"], index["images_sha256"]
         self.as_prepared = index["image_format"] != "various"  # else of any size, as another tool packed them
-        self.class_names, self.image_shape = index["class_names"], (3, size, size)
+        self.class_names, self.image_shape = [printable(name) for name in index["class_names"]], (3, size, size)
+        self.left_out = {"unreadable": index["left out"]} if index["left out"] else {}
         self.labels = torch.from_numpy(self.images["label"].astype(np.int64))
 
     def pixels(self, index: int) -> Tensor:  # (3, image_size, image_size) uint8
@@ -292,11 +332,11 @@ class ShardDataset(ImageDataset):
         content = bytearray(os.pread(file.fileno(), length, offset))
         try:
             pixels = decode_image(content)
-        except Exception:
-            pixels = torch.empty(0)
-        if len(content) < length or pixels.shape != self.image_shape and (self.as_prepared or not len(pixels)):
-            raise ValueError(f"image {index} is damaged in shard {path} at byte {offset}: get it or prepare it again")
-        return crop_pixels(pixels, self.image_shape[1])
+            if len(content) < length or self.as_prepared and pixels.shape != self.image_shape:
+                raise ValueError("it is cut short")
+            return crop_pixels(pixels, self.image_shape[1])
+        except ValueError:
+            raise ValueError(f"image {index} is damaged in shard {path} at byte {offset}: get it or prepare it again") from None
 
     def verify(self) -> None:
         "Compare every file with its SHA-256. Raises ValueError that names all files that are missing or damaged."
@@ -306,25 +346,38 @@ class ShardDataset(ImageDataset):
         if damaged:
             raise ValueError(f"damaged or missing in {self.folder}: {', '.join(damaged)}; get or prepare them again")
 
-# %% ../nbs/12_shards.ipynb #12-026
+# %% ../nbs/12_shards.ipynb #12-027
+def _sample_key(name: str) -> str:
+    "What a file's name has in common with the other files of its webdataset sample: all up to the first dot, folders apart."
+    folder, file = os.path.split(name)
+    return os.path.join(folder, file.partition(".")[0])
+
+
 def _tar_images(path: Path) -> list[tuple[int, int, int]]:
-    "Label, first byte and length of a webdataset shard's images. A sample's files share all up to the first dot."
+    """Label, first byte and length of a webdataset shard's images. `a.jpg` and `a.b.jpg` are two images if `a.cls` and `a.b.cls` are there.
+
+    Without the latter, `a.b.jpg` is an additional picture of the sample `a` and left out. Raises ValueError for what is not so clear.
+    """
     images, labels = {}, {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                folder, name = os.path.split(member.name)
-                key, _, suffix = name.partition(".")
-                if f".{suffix.lower()}" in datasets.folder.IMG_EXTENSIONS:
-                    images[folder, key] = (member.offset_data, member.size)
-                elif suffix == "cls":
-                    labels[folder, key] = int(tar.extractfile(member).read())
+                name, suffix = os.path.splitext(member.name)
+                found = images if suffix.lower() in PICTURE_SUFFIXES else labels if suffix == ".cls" else None
+                if found is None or not member.isreg():
+                    continue
+                if name in found:
+                    raise ValueError(f"two {'pictures' if found is images else 'labels'} of {printable(name)}")
+                found[name] = (member.offset_data, member.size) if found is images else int(tar.extractfile(member).read(32))
     except (tarfile.TarError, ValueError) as error:
-        raise ValueError(f"shard {path} is damaged or has labels that are no numbers ({error}): get it again") from None
-    if unlabelled := [key for key in images if labels.get(key, -1) < 0]:
-        wanted = f"{os.path.join(*unlabelled[0])}.cls with a number, 0 or above"
+        raise ValueError(f"shard {path} is damaged, or has two pictures of a sample or labels that are no numbers ({error}): get it again") from None
+    images = {name: place for name, place in images.items() if name in labels or _sample_key(name) == name or _sample_key(name) not in images}
+    if unlabelled := [name for name in images if labels.get(name, -1) < 0]:
+        wanted = f"{printable(unlabelled[0])}.cls with a number, 0 or above"
         raise ValueError(f"shard {path} lacks {len(unlabelled)} labels, the first in {wanted}: pack it again")
-    return [(labels[key], *place) for key, place in images.items()]
+    if lonely := [name for name in labels if images and name not in images and _sample_key(name) not in images]:
+        raise ValueError(f"shard {path} has {len(lonely)} labels without a picture, the first {printable(lonely[0])}.cls: pack it again")
+    return [(labels[name], *place) for name, place in images.items()]
 
 
 def index_shards(
@@ -338,12 +391,12 @@ def index_shards(
     if (folder / "index.json").exists() or (folder / "journal.jsonl").exists():
         raise ValueError(f"{folder} has an index already: delete its index.json to make another")
     records, numbers = [], itertools.count()
-    for path in tqdm(sorted(folder.glob("*.tar")), unit="shard"):
+    for path in tqdm(sorted(path for path in folder.glob("*.tar") if path.is_file()), unit="shard"):
         records.append({**_shard_facts(path), "images": [(next(numbers), *place) for place in _tar_images(path)], "remarks": []})
     labels = {label for record in records for _, label, *_ in record["images"]}
     if not labels:
         raise FileNotFoundError(f"no shards with images in {folder}: give the folder that holds the .tar files")
-    names = [str(label) for label in range(max(labels) + 1)] if class_names is None else list(class_names)
+    names = [str(label) for label in range(min(max(labels) + 1, _MOST_CLASSES))] if class_names is None else list(class_names)
     if max(labels) >= len(names):
         raise ValueError(f"label {max(labels)} for {len(names)} class names: name every class")
     _write_index(folder, {"format": _FORMAT, "image_size": image_size, "image_format": "various"}, names, [], records)

@@ -9,7 +9,7 @@ __all__ = ['TrainingConfig', 'Objective', 'read_log', 'plot_log', 'Trainer']
 import copy
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +20,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from tqdm.auto import tqdm
 
-from .batches import BatchStream, Part, add_randomness, derive_seed, image_numbers, image_seeds, read_batches, split_batch
+from .batches import BatchStream, OnlyReadable, Part, add_randomness, derive_seed, explained_workers, image_numbers, image_seeds
+from .batches import read_batches, split_batch
 from .checkpoints import CheckpointWriter, load_checkpoint, newest_checkpoint
 from .checks import check_fields, check_same_facts
 from .data import ImageDataset, to_images
-from .distributed import ExecutionConfig, Ranks, Speed, Termination, apply_execution, best_device, distribute, gather_weights, make_mesh
-from .files import import_optional, replace_files
+from .distributed import ExecutionConfig, Progress, Ranks, Speed, Termination, apply_execution, best_device, distribute
+from .distributed import gather_weights, make_mesh
+from .files import import_optional, replace_files, say
 from .model import FarmerConfig
 from .patches import cosine_schedule
 
@@ -43,7 +44,7 @@ class TrainingConfig:
     learning_rate: float = 5e-3
     "highest learning rate of AdamW, reached after the warm-up"
     final_learning_rate: float = 1e-5
-    "learning rate at the last step, at the end of a cosine"
+    "learning rate at the end of the cosine, which the step after the last one would have"
     warmup_steps: int = 50
     "steps of linear warm-up"
     weight_decay: float = 0.03
@@ -57,7 +58,7 @@ class TrainingConfig:
     noise_start: float = 0.1
     "standard deviation of the Gaussian noise on the images at the first step (the paper's 0.1)"
     noise_end: float = 0.0
-    "the same at the last step, along a cosine (the paper's 0.005, needed without uniform noise)"
+    "the same at the end, along a cosine (the paper's 0.005, needed without uniform noise)"
     horizontal_flip: bool = False
     "mirror every second image, left to right; for photographs, not for digits"
     ema_decay: float = 0.99
@@ -72,7 +73,7 @@ class TrainingConfig:
     "held-out images of an evaluation, at most"
 
     def __post_init__(self):
-        check_fields(self, {"warmup_steps": "[0, inf)", "seed": "[0, inf)", "learning_rate": "(0, inf)", "gradient_clip": "(0, inf)", "ema_decay": "[0, 1)"})
+        check_fields(self, {"batch_size": "[1, 1000000]", "warmup_steps": "[0, inf)", "seed": "[0, inf)", "learning_rate": "(0, inf)", "gradient_clip": "(0, inf)", "ema_decay": "[0, 1)"})
         if not self.uniform_noise and self.noise_end == 0:
             raise ValueError("noise_end must be above 0 without uniform_noise: the density of discrete pixels is unbounded")
 
@@ -126,29 +127,31 @@ class _WeightAverage:
 
 # %% ../nbs/16_training.ipynb #16-012
 def read_log(folder: str | Path) -> list[dict]:
-    "The records of a run: of training they have `loss`, of evaluations `held_out_average`. A line cut by a crash is left out."
+    "The records of a run: of training they have `loss`, of evaluations `held_out_average`. What is no record, as a line cut by a crash, is left out."
     records = []
-    for line in (Path(folder) / "log.jsonl").read_text().splitlines():
-        with suppress(json.JSONDecodeError):
+    for line in (Path(folder) / "log.jsonl").read_text(errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
             records.append(json.loads(line))
-    return records
+    return [record for record in records if isinstance(record, dict) and type(record.get("step")) is int]
 
 
-def _rewind_log(folder: Path, step: int) -> None:
-    "Drop the records after a step, which a run that goes on from there writes again, and lines cut by a crash."
-    if (folder / "log.jsonl").exists():
-        kept = [json.dumps(record) + "\n" for record in read_log(folder) if record["step"] <= step]
-        replace_files({folder / "log.jsonl": "".join(kept).encode()})
+def _rewind_log(folder: Path, step: int) -> int:
+    "Drop the records after a step, which a run that goes on from there writes again, and what is no record. The step of the last evaluation, or 0."
+    if not (folder / "log.jsonl").exists():
+        return 0
+    kept = [record for record in read_log(folder) if record["step"] <= step]
+    replace_files({folder / "log.jsonl": "".join(json.dumps(record) + "\n" for record in kept).encode()})
+    return max((record["step"] for record in kept if "held_out_average" in record), default=0)
 
 
 class _Log:
     "Where rank 0 puts the records of a run: its file, and TensorBoard, if that is installed. Other ranks write nothing."
 
-    def __init__(self, folder: Path, first: bool):
+    def __init__(self, folder: Path, first: bool, step: int):  # from which the run goes on
         self.folder, self.first, self.board = folder, first, None
-        folder.mkdir(parents=True, exist_ok=True)
         if first and importlib.util.find_spec("tensorboard") is not None:
-            self.board = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder / "tensorboard")
+            board = importlib.import_module("torch.utils.tensorboard")
+            self.board = board.SummaryWriter(folder / "tensorboard", purge_step=step + 1)  # hides what is written again
 
     def write(self, record: dict) -> None:
         "Add a record; TensorBoard gets numbers as curves, the grid of samples as a picture."
@@ -169,6 +172,8 @@ def plot_log(folder: str | Path) -> None:
     pyplot, ticker = (import_optional(f"matplotlib.{name}", "matplotlib") for name in ("pyplot", "ticker"))
     log = read_log(folder)
     steps, held_out = [r for r in log if "loss" in r], [r for r in log if "held_out_average" in r]
+    if not steps:
+        raise ValueError(f"{folder} has no record of a step yet; there is one after ten")
     x, likelihood = [r["step"] for r in steps], "logdet" in steps[0]
     _, (loss, *parts, norm) = pyplot.subplots(1, 2 + likelihood, figsize=(8 + 4 * likelihood, 3.2), layout="constrained")
     loss.plot(x, [r["loss"] for r in steps], color="0.7", label="training loss, noised images")
@@ -188,12 +193,38 @@ def plot_log(folder: str | Path) -> None:
         panel.legend(frameon=False)
 
 # %% ../nbs/16_training.ipynb #16-014
-class Trainer:
-    """Trains the module of an objective on a data set, writing a log, sample grids and checkpoints to a folder.
+def _check_finite(names: list[str], values: Tensor, step: int, last_good: Callable[[], str]) -> None:  # (ranks, len(names))
+    "Raise FloatingPointError, on all ranks, with the step, the rank, the quantity and the last good checkpoint."
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        rank, column = bad[bad[:, 1].argmin()].tolist()
+        place = f"{step}, rank {rank}" if len(values) > 1 else step
+        raise FloatingPointError(f"step {place}: {names[column]} is {values[rank, column]}; {last_good()}; try a lower learning_rate or gradient_clip")
 
-    A folder that holds a checkpoint of the same configuration and data is resumed from; of others, refused with a ValueError.
+
+class _Unreadable:
+    "Reports and counts images that could not be read."
+
+    def __init__(self, log: _Log):
+        self.log, self.read, self.count = log, 0, 0
+
+    def report(self, step: int, complaints: list[str]) -> None:
+        "Raises ValueError when all of them are over ten and over one percent of what was read."
+        for complaint in complaints:
+            self.count += 1
+            self.log.write({"step": step, "unreadable": complaint, "count": self.count})
+            if self.log.first:
+                say(f"{complaint} ({self.count} so far; the next one stands in)")
+        if self.count > max(10, 0.01 * self.read):
+            raise ValueError(f"{self.count} of {self.read} images could not be read, the last: {complaints[-1]}")
+
+# %% ../nbs/16_training.ipynb #16-015
+class Trainer:
+    """Trains the module of an objective on a data set, writing a log, sample grids and checkpoints to a folder, which it holds meanwhile.
+
+    A folder that holds a checkpoint of the same configuration and data is resumed from; of others, or in use, refused with a ValueError.
     `model` has the latest weights, `ema` their moving average, which is what to use afterwards; in a process group both are
-    shared out over the ranks, and `whole` puts one together.
+    shared out over the ranks, and `whole` puts one together. A module that is trained already keeps its basis: that is fine-tuning.
     """
 
     def __init__(
@@ -209,17 +240,22 @@ class Trainer:
     ):
         for dataset in (train, held_out):
             check_same_facts(dataset, objective.config)
-        self.objective, self.dataset, self.held_out, self.config, self.execution = objective, train, held_out, config, execution
+        self.objective, self.dataset, self.held_out, self.config, self.execution = objective, train, OnlyReadable(held_out), config, execution
         self.folder, self.device, self.ranks, self.termination = Path(folder), torch.device(device or best_device()), Ranks(), Termination()
-        self.step, self.read, self.unreadable, self.stopping = 0, 0, 0, False
-        mesh = make_mesh(self.ranks, self.device, execution.shard, execution.timeout)
-        self.slices = split_batch(config.batch_size, self.ranks.rank, self.ranks.count, execution.accumulation)
-        data = self.ranks.on_first(lambda: objective.identity(train))
+        self.step, self.stopping, self.in_step = 0, 0, False
+        with self.ranks.locked(self.folder, "training"):
+            self.set_up(objective, config, execution, self.ranks)
+
+    def set_up(self, objective: Objective, config: TrainingConfig, execution: ExecutionConfig, ranks: Ranks) -> None:
+        "All that a step needs, as the last checkpoint has it."
+        mesh = make_mesh(ranks, self.device, execution.shard, execution.timeout)
+        self.slices = split_batch(config.batch_size, ranks.rank, ranks.count, execution.accumulation)
+        data = ranks.on_first(lambda: objective.identity(self.dataset))
         self.facts = {"model_config": asdict(objective.config), "training_config": asdict(config), "data": data}
-        self.ranks.on_first(lambda: objective.fit_basis(train))
-        self.ranks.copy_from_first(objective.module)
-        self.copy = copy.deepcopy(objective.module) if self.ranks.active and self.ranks.first else None
-        self.speed = Speed(self.device, self.ranks.count, config.batch_size, objective.flops)
+        ranks.on_first(lambda: objective.fit_basis(self.dataset))
+        ranks.copy_from_first(objective.module)
+        self.copy = copy.deepcopy(objective.module) if ranks.active and ranks.first else None
+        self.speed = Speed(self.device, ranks.count, config.batch_size, objective.flops)
         objective.to(self.device)
         self.model, self.ema = objective.module.train(), copy.deepcopy(objective.module).eval()
         apply_execution(self.model, execution)
@@ -230,40 +266,43 @@ class Trainer:
         adam = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay, "fused": self.device.type != "mps"}
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **adam)
         self.parts = self.model, self.optimizer, self.ema, self.average.updates  # all that a step changes
-        self.writer = CheckpointWriter(self.folder, self.ranks, execution.timeout)
-        if (saved := self.ranks.on_first(lambda: newest_checkpoint(self.folder))) is not None:
+        self.writer = CheckpointWriter(self.folder, ranks, execution.timeout)
+        if (saved := ranks.on_first(lambda: newest_checkpoint(self.folder))) is not None:
             self.step = load_checkpoint(saved, self.facts, *self.parts)
-        self.ranks.on_first(lambda: _rewind_log(self.folder, self.step))
-        self.log = _Log(self.folder, self.ranks.first)
+        self.evaluated = ranks.on_first(lambda: _rewind_log(self.folder, self.step))
+        self.log = _Log(self.folder, ranks.first, self.step)
+        self.unreadable = _Unreadable(self.log)
 
     def fit(self, last_step: int | None = None) -> None:
         """Go on to `last_step`, or to the end of the run; save there, and evaluate and save on the way.
 
-        SIGTERM ends the process, of all ranks, after the step and a save. Raises FloatingPointError for a value that is
-        not finite, ValueError for too many unreadable images, OSError for a checkpoint that cannot be written.
+        SIGTERM, SIGHUP, SIGUSR1 (Slurm's warning) and SIGINT (Ctrl-C), whichever rank they reach, end all ranks after the step and a save: with
+        status 0, SIGINT by KeyboardInterrupt or status 130. A second Ctrl-C, a second later, ends at once, without a save. Raises
+        FloatingPointError for a value that is not finite, ValueError for too many unreadable images or a folder in use, OSError for a
+        checkpoint that cannot be written or a lost worker.
         """
-        self.stopping, config, last_step = False, self.config, min(last_step or self.config.steps, self.config.steps)
-        with tqdm(total=config.steps, initial=self.step, unit="step", disable=not self.ranks.first) as bar, self.termination, self.writer.until_saved():
+        self.stopping, config, last_step = 0, self.config, min(last_step or self.config.steps, self.config.steps)
+        progress, held = Progress(config.steps, self.step, self.ranks.first), self.ranks.locked(self.folder, "training")
+        with held, self.termination, progress.bar as bar, explained_workers(), self.writer.until_saved():
+            self.evaluate_if_due()
             self.speed.restart(self.step)
             for batch in self.batches(last_step):
                 record = self.train_step(batch)
                 bar.update()
                 if self.step % 10 == 0 or self.step == last_step:
                     record.update(self.speed.record(self.step))
-                    bar.set_postfix_str(f"loss {record['loss']:.3f} {self.objective.unit}, {record['images_per_second']:.0f} images/s")
+                    progress.show(record, self.objective.unit, self.step == last_step)
                     self.log.write(record)
                     self.speed.restart(self.step)
-                if self.step == config.steps or (self.step % config.evaluate_every == 0 and not self.stopping):
-                    self.log.write(self.evaluate())
                 if self.step % config.save_every == 0 or self.step == last_step or self.stopping:
                     self.writer.save(self.step, self.facts, *self.parts)
                     self.speed.restart(self.step)
                 if self.stopping:
+                    self.termination.answered = True
                     break
+                self.evaluate_if_due()
         if self.stopping:
-            if self.ranks.first:
-                print(f"SIGTERM: saved at step {self.step} of {config.steps}; the same command goes on from there", flush=True)
-            raise SystemExit(0)
+            self.termination.end(self.stopping, f"saved at step {self.step} of {config.steps}; the same command goes on from there", self.ranks.first)
 
     def batches(self, last_step: int) -> Iterator[list[Part]]:
         "What this rank reads for the steps up to the last one."
@@ -272,6 +311,8 @@ class Trainer:
 
     def train_step(self, batch: list[Part]) -> dict:
         "One optimiser step of all ranks, and its record. All its randomness follows from the run's seed and the step."
+        if self.in_step:
+            raise ValueError("the step before was cut short, some weights have moved; make a new Trainer, which goes on from the last save")
         self.optimizer.zero_grad()
         totals = self.add_gradients(batch)
         norm = nn.utils.clip_grad_norm_(self.average.latest, self.config.gradient_clip)
@@ -279,15 +320,17 @@ class Trainer:
         complaints = sum((part.complaints for part in batch), [])
         found = torch.stack([*totals.values(), norm]).tolist()
         everyone = self.ranks.gather([*found, self.termination.asked, len(complaints)])  # (ranks, numbers)
-        self.stop_unless_finite([*totals, "gradient norm"], everyone[:, :-2])
-        self.stopping = bool(everyone[:, -2].any())
+        _check_finite([*totals, "gradient norm"], everyone[:, :-2], self.step, self.writer.last_good)
+        self.stopping = int(everyone[:, -2].max())
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step)
+        self.in_step = True
         self.optimizer.step()
         self.average.update()
-        noise, self.step, self.read = self.config.noise(self.step), self.step + 1, self.read + self.config.batch_size
+        noise, self.step = self.config.noise(self.step), self.step + 1
+        self.in_step, self.unreadable.read = False, self.unreadable.read + self.config.batch_size
         if everyone[:, -1].any():
-            self.report_unreadable(sum(self.ranks.gather_objects(complaints), []))
+            self.unreadable.report(self.step, sum(self.ranks.gather_objects(complaints), []))
         means = dict(zip(totals, everyone.sum(0).tolist()))
         return {"step": self.step, **self.objective.figures(means), "gradient_norm": found[-1], "noise": noise}
 
@@ -309,24 +352,11 @@ class Trainer:
             totals = {name: totals.get(name, 0) + value.detach().sum() / config.batch_size for name, value in parts.items()}
         return totals
 
-    def stop_unless_finite(self, names: list[str], values: Tensor) -> None:  # (ranks, len(names))
-        "Raise FloatingPointError, on all ranks, with the step, the rank, the quantity and the last good checkpoint."
-        bad = (~torch.isfinite(values)).nonzero()
-        if len(bad):
-            rank, column = bad[bad[:, 1].argmin()].tolist()
-            place, value = f", rank {rank}" if self.ranks.active else "", values[rank, column]
-            advice = f"{self.writer.last_good()}; try a lower learning_rate or gradient_clip"
-            raise FloatingPointError(f"step {self.step}{place}: {names[column]} is {value}; {advice}")
-
-    def report_unreadable(self, complaints: list[str]) -> None:
-        "Report images that could not be read. Raises ValueError when all of them are over ten and over one percent of what was read."
-        for complaint in complaints:
-            self.unreadable += 1
-            self.log.write({"step": self.step, "unreadable": complaint, "count": self.unreadable})
-            if self.ranks.first:
-                tqdm.write(f"{complaint} ({self.unreadable} so far; the next one stands in)")
-        if self.unreadable > max(10, 0.01 * self.read):
-            raise ValueError(f"{self.unreadable} of {self.read} images could not be read, the last: {complaints[-1]}")
+    def evaluate_if_due(self) -> None:
+        "Evaluate and note it, where the run has come to a step that asks for it and has not been there."
+        if self.step > self.evaluated and (self.step == self.config.steps or self.step % self.config.evaluate_every == 0):
+            self.log.write(self.evaluate())
+            self.evaluated = self.step
 
     @torch.no_grad()
     def evaluate(self) -> dict:
@@ -340,7 +370,8 @@ class Trainer:
         if self.copy is not None:
             self.copy.cpu()
         self.speed.restart(self.step)
-        return {**record, **figures, "samples": samples}
+        left_out = {"held_out_unreadable": len(self.held_out.left_out)} if self.held_out.left_out else {}
+        return {**record, **left_out, **figures, "samples": samples}
 
     def whole(self, module: nn.Module) -> nn.Module | None:
         "`model` or `ema` as one complete module. In a process group all ranks must call this, and only rank 0 gets it: its one copy."

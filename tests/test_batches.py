@@ -1,10 +1,13 @@
 "Which images a step reads, and with which random numbers, whatever the ranks and parts."
+import os
+import signal
+
 import pytest
 import torch
 from helpers import complaint, photos, stripes
 from torch.testing import assert_close
 
-from farmer.batches import BatchStream, ReadableImages, add_randomness, image_numbers, image_seeds, read_batches, split_batch
+from farmer.batches import BatchStream, OnlyReadable, ReadableImages, add_randomness, explained_workers, image_numbers, image_seeds, read_batches, split_batch
 from farmer.data import ArrayDataset
 from farmer.folders import FolderDataset
 from farmer.patches import add_gaussian_noise, dequantize
@@ -82,6 +85,51 @@ def test_the_next_image_stands_in_for_one_that_cannot_be_read(tmp_path, workers)
     stream = BatchStream(len(dataset), 8, 0, 0, 3)  # one epoch
     read = [part for parts in read_batches(dataset, stream, split_batch(8, 0, 1, 1), workers, pin_memory=False) for part in parts]
     assert [len(part.complaints) for part in read] == [int(12 in batch) for batch in stream]
+
+
+class Failing(ArrayDataset):
+    "Its processes fail, or are killed, as by a machine without memory."
+
+    def pixel_batch(self, indices):
+        if 13 in indices and self.killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize("killed, error, words", [(False, ValueError, ["100 images in a row cannot be read, the last: the disk is gone"]),
+                                                  (True, OSError, ["a process that reads images was lost", "use fewer workers"])])
+def test_a_process_that_fails_says_so_in_one_line(killed, error, words):
+    whole = stripes(200)
+    data = Failing(whole.values, whole.labels, 5, whole.class_names)
+    data.killed = killed
+
+    def read():
+        with explained_workers():
+            list(read_batches(data, BatchStream(200, 100, 0, 0, 4), split_batch(100, 0, 1, 1), 1, pin_memory=False))
+
+    assert "Traceback" not in complaint(error, read, *words)
+
+
+def test_other_errors_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="^of two\nlines$"), explained_workers():
+        raise RuntimeError("of two\nlines")
+
+
+def test_only_readable_images(capsys):
+    class Partly(ArrayDataset):
+        def pixel_batch(self, indices):
+            if set(torch.as_tensor(indices).tolist()) & {1, 4}:
+                raise OSError("gone")
+            return super().pixel_batch(indices)
+
+    data = stripes(10)
+    partly, whole = OnlyReadable(Partly(data.values, data.labels, 5, data.class_names)), data.batch([0, 2, 3])
+    for _ in range(2):
+        images, labels = partly.batch(range(5))
+        assert torch.equal(images, whole[0]) and torch.equal(labels, whole[1])
+    assert partly.left_out == {1: "gone", 4: "gone"} and capsys.readouterr().out == "gone (1 of 10 so far; left out)\ngone (2 of 10 so far; left out)\n"
+    assert torch.equal(partly.batch(torch.tensor([5, 6]))[0], data.batch([5, 6])[0])
+    complaint(ValueError, lambda: partly.batch([4, 1]), "none of 2 images can be read, the last: gone")
 
 
 def test_too_many_unreadable_images_in_a_row():

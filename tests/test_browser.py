@@ -1,15 +1,16 @@
 "The explorer's widgets in a real browser, moved with the keyboard: on the page of `farmer explore` and in JupyterLab."
-import base64
 import contextlib
+import html
+import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +21,8 @@ from PIL import Image
 
 from farmer import Farmer
 from farmer.analysis import DEFAULT_MODEL, read_picture
-from farmer.explorer import PANELS, _picture
+from farmer.explorer import PANELS
+from farmer.plots import picture_grid
 
 try:
     from playwright.sync_api import expect, sync_playwright
@@ -36,38 +38,38 @@ PATIENCE = 90  # seconds for anything to happen; a busy machine may need them
 # No other output may.
 STEPS = {
     "Variance": [
-        ("image", "image=4", "strip note"),
+        ("image", "image=9", "strip note"),
         ("variance times", "scale=1.1", "now"),
         ("seed", "seed=1", "now strip"),
     ],
     "Swap": [
-        ("image A", "first=4", "swapped tokens note"),
+        ("image A", "first=9", "swapped tokens note"),
         ("image B", "second=18", "swapped tokens note"),
         ("5", "tokens=(0, 1, 2, 3, 4, 6, 7,", "swapped"),
         ("none", "tokens=()", "swapped"),
         ("9", "tokens=(9,)", "swapped"),
-        ("all", "show(first=4, second=18)", "swapped"),
+        ("all", "show(first=9, second=18)", "swapped"),
         ("9", "8, 10,", "swapped"),
     ],
     "Traverse": [
-        ("image", "image=4", "now sweep ranking note"),
+        ("image", "image=9", "now sweep ranking note"),
         ("token", "token=6", "now sweep ranking note"),
         ("channel", "channel=1", "now sweep ranking note"),
         ("deviations", "offset=1.75", "now note"),
     ],
     "Bits": [
-        ("image", "image=4", "maps note"),
+        ("image", "image=9", "maps note"),
         ("label", "label='none'", "maps note"),
     ],
     "Mixture": [
-        ("image", "image=4", "image figure note"),
+        ("image", "image=9", "image figure note"),
         ("token", "token=6", "image figure note"),
         ("channel up", "up=2", "figure"),
         ("channel across", "across=1", "figure"),
         ("guidance w", "scale=1.5", "figure note"),
     ],
     "Basis": [
-        ("image", "image=4", "rows"),
+        ("image", "image=9", "rows"),
         ("donor of z^R", "donor=18", "rows"),
         ("variance times", "scale=1.1", "rows"),
     ],
@@ -75,13 +77,13 @@ STEPS = {
         ("canvas", "show()", "seen note nearest latents"),
     ],
     "Recolour": [
-        ("image", "image=4", "where made"),
+        ("image", "image=9", "where made"),
         ("zoom", "zoom=1.1", "where made"),
         ("giver", "giver=18", "made"),
     ],
 }
 
-# What every output of a panel shows: the bytes of a picture that the browser could decode; the lines and words of a figure; a text.
+# What every output of a panel shows: the bytes of the pictures that the browser could decode, and words; the lines and words of a figure; a text.
 # A picture that gives way to the next while it is decoded is decoded anew; one that stays and cannot be decoded is an error.
 LOOK = """async (panel, name) => {
   const decode = image => {
@@ -91,13 +93,13 @@ LOOK = """async (panel, name) => {
   const shown = {};
   for (const each of panel.querySelectorAll(`[class*="farmer-${name}-"]`)) {
     const output = each.className.match(/farmer-[a-z]+-([a-z]+)/)[1];
-    if (each.tagName === "IMG") {
-      await decode(each);
-      const bytes = new Uint8Array(await (await fetch(each.src)).arrayBuffer());
-      shown[output] = btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join(""));
-    } else if (each.querySelector("svg")) {
+    const pictures = Array.from(each.querySelectorAll("img"));
+    if (each.querySelector("svg")) {
       const lines = Array.from(each.querySelectorAll("svg g path"), path => path.getAttribute("d") + path.getAttribute("transform"));
       shown[output] = lines.concat(Array.from(each.querySelectorAll("svg text"), text => text.textContent)).join(" ");
+    } else if (pictures.length) {
+      await Promise.all(pictures.map(decode));
+      shown[output] = pictures.map(picture => picture.src).join(" ") + each.textContent;
     } else shown[output] = each.textContent;
   }
   return shown;
@@ -166,15 +168,15 @@ def check_code(line: str, shown: dict[str, str]) -> None:
     exec(imports, names)
     for name, content in eval(call.replace(").show(", ").render("), names).items():
         if isinstance(content, bytes):
-            assert base64.b64decode(shown[name]) == content, name
+            assert shown[name].startswith(" ".join(re.findall('src="([^"]*)"', content.html))), name
         elif isinstance(content, str):
-            assert shown[name] == content, name
+            assert shown[name] == html.unescape(re.sub("<[^>]*>", "", content)), name
 
 
 def drive(shown: Shown, title: str) -> None:
     "Every control changes what hangs on it and nothing else; the line of code says so; reset goes back to the start."
     shown.panel.scroll_into_view_if_needed()
-    if ".show()" not in shown.code.inner_text():
+    if ".show()" not in shown.code.text_content():
         shown.reset()
     start = before = shown.wait(lambda now: all(now.values()))
     for control, code, outputs in STEPS[title]:
@@ -185,7 +187,7 @@ def drive(shown: Shown, title: str) -> None:
         assert changed(before, after) == expected, control
         before = after
     if title != "Your image":  # a user's picture is no part of the line
-        check_code(shown.code.inner_text(), before)
+        check_code(shown.code.text_content(), before)
     shown.reset()
     left = changed(start, shown.wait(lambda now: now == start))
     assert not left, f"not reset: {left}"
@@ -205,7 +207,7 @@ def upload(shown: Shown, folder: Path, model: str) -> None:
         config = Farmer.from_pretrained(model).config
         one = read_picture((folder / name).read_bytes(), config.image_shape, config.levels)
         assert changed(before, after) == start.keys()
-        assert base64.b64decode(after["seen"]) == _picture(one, titles=["as the model sees it"], width=144)
+        assert after["seen"].split("as the")[0] in picture_grid(one, titles=["as the model sees it"]).html
         expect(shown.alert).to_have_count(0)
         if name == "red.png":
             shown.choose_file(folder / "text.png")
@@ -286,7 +288,7 @@ def serving(command: list[str], port: int, folder: Path, **environment: str):
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, "TMPDIR": str(folder), **environment}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            cwd=folder, env={**os.environ, "TMPDIR": str(folder), **environment}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         try:
             end = time.monotonic() + PATIENCE
@@ -302,31 +304,38 @@ def explore(port: int) -> list[str]:
     return ["farmer.cli", "explore", "--no-browser", "--port", str(port)]
 
 
-@pytest.fixture(scope="module")
-def explore_port(tmp_path_factory):
+@contextlib.contextmanager
+def exploring(folder: Path):
+    "The command's process, and the address that it prints."
     port = free_port()
-    with serving(explore(port), port, tmp_path_factory.mktemp("explore")):
-        yield port
+    with serving(explore(port), port, folder) as process:
+        yield process, re.search(rf"http://localhost:{port}/\?token=\S+", (folder / "log").read_text())[0]
+
+
+@pytest.fixture(scope="module")
+def explorer(tmp_path_factory):
+    with exploring(tmp_path_factory.mktemp("explore")) as both:
+        yield both
 
 
 @contextlib.contextmanager
-def explorer_page(browser, port: int):
+def explorer_page(browser, address: str):
     with watched_page(browser) as (page, complaints):
-        page.goto(f"http://localhost:{port}/")
-        page.locator(".farmer-variance-now").wait_for()
+        page.goto(address)
+        page.locator(".farmer-variance-now img").first.wait_for()
         yield page, complaints
 
 
 @pytest.fixture(scope="module")
-def shared_page(browser, explore_port):
+def shared_page(browser, explorer):
     "One page, and with it one kernel, for many tests."
-    with explorer_page(browser, explore_port) as both:
+    with explorer_page(browser, explorer[1]) as both:
         yield both
 
 
 @pytest.fixture
-def fresh_page(browser, explore_port):
-    with explorer_page(browser, explore_port) as both:
+def fresh_page(browser, explorer):
+    with explorer_page(browser, explorer[1]) as both:
         yield both
 
 
@@ -376,7 +385,7 @@ def no_complaints(request):
 @pytest.mark.parametrize("title", STEPS)
 def test_panels_on_the_page(shared_page, title):
     page = shared_page[0]
-    page.get_by_role("button", name=title, exact=True).click()
+    page.get_by_role("tab", name=title, exact=True).click()
     shown = Shown(page, title)
     expect(shown.panel).to_be_visible()
     expect(page.locator("[class*=farmer-]").first).to_contain_class(f"farmer-{shown.name}")  # and no other panel
@@ -386,47 +395,129 @@ def test_panels_on_the_page(shared_page, title):
 
 def test_uploads_on_the_page(shared_page, tmp_path):
     page = shared_page[0]
-    page.get_by_role("button", name="Your image", exact=True).click()
+    page.get_by_role("tab", name="Your image", exact=True).click()
     upload(Shown(page, "Your image"), tmp_path, DEFAULT_MODEL)
 
 
 def test_another_model_on_the_page(fresh_page):
-    "Every panel opens for it, but the one that compares it with others says that there are none."
+    "Every panel opens for it but the one that compares models of the same data: there is no other, and no tab."
     page = fresh_page[0]
     models = page.locator("select").first
     choose_next(models)
     expect(models).to_have_value("digits")
-    for title in STEPS:
-        page.get_by_role("button", name=title, exact=True).press("Enter")
+    tabs = page.get_by_role("tab")
+    expect(tabs).to_have_text([title for title in STEPS if title != "Basis"])
+    for title in tabs.all_inner_texts():
+        page.get_by_role("tab", name=title, exact=True).press("Enter")
         shown = Shown(page, title)
-        if title == "Basis":
-            expect(page.get_by_role("alert")).to_contain_text("no other embedded model was trained on digits")
-            assert not shown.look()
-        else:
-            expect(shown.code).to_contain_text(f"{PANELS[title].__name__}(Subject.load('digits')).show()")
-            expect(page.get_by_role("alert")).to_have_count(0)
-            seen = shown.wait(lambda now: all(now.values()))
-            if title != "Your image":
-                check_code(shown.code.inner_text(), seen)
+        expect(shown.code).to_contain_text(f"{PANELS[title].__name__}(Subject.load('digits')).show()")
+        expect(page.get_by_role("alert")).to_have_count(0)
+        seen = shown.wait(lambda now: all(now.values()))
+        if title != "Your image":
+            check_code(shown.code.text_content(), seen)
+
+
+def test_no_wrong_panel_under_a_tab(fresh_page):
+    "From the click on, a sign stands where the panel will be; and there is a name for everything that is seen or moved."
+    page = fresh_page[0]
+    page.evaluate("""() => document.addEventListener("click", () => queueMicrotask(() => setTimeout(() => {
+        const seen = name => document.querySelector(name)?.getClientRects().length > 0;
+        window.atOnce = [seen(".farmer-variance"), seen(".explorer-waiting")]; })))""")
+    page.get_by_role("tab", name="Traverse", exact=True).click()
+    assert page.evaluate("atOnce") == [False, True]
+    expect(page.get_by_role("tab", selected=True)).to_have_text("Traverse")
+    expect(page.locator(".farmer-traverse")).to_be_visible()
+    expect(page.locator(".explorer-waiting")).to_be_hidden()
+    for name in ("image", "token", "channel", "deviations"):
+        expect(page.get_by_role("slider", name=name, exact=True)).to_be_visible()
+    assert all(page.locator(".farmer-traverse img").evaluate_all("images => images.map(image => image.alt)"))
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_nothing_is_cut(shared_page, width):
+    page = shared_page[0]
+    size = page.viewport_size
+    page.set_viewport_size({"width": width, "height": 1000})
+    for title in ("Variance", "Swap", "Mixture"):
+        page.get_by_role("tab", name=title, exact=True).click()
+        expect(Shown(page, title).panel).to_be_visible()
+        page.wait_for_function("""width => Array.from(document.querySelectorAll(".explorer-page *")).every(each =>
+            !each.getClientRects().length || each.closest("svg") || each.getBoundingClientRect().right <= width)""", arg=width)  # a figure follows in time
+        if (width, title) == (1400, "Swap"):
+            assert page.locator(".farmer-swap-swapped img").first.bounding_box()["width"] >= 280
+    page.set_viewport_size(size)
+
+
+def kernels(process: subprocess.Popen) -> set[int]:
+    return {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+
+
+def ask(address: str, path: str | None = None, host: str | None = None, **headers: str) -> http.client.HTTPResponse:
+    "The start of an answer; the rest of a page comes when its kernel has run."
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection("127.0.0.1", parts.port, timeout=PATIENCE)
+    connection.request("GET", f"{parts.path}?{parts.query}" if path is None else path, headers={"Host": host or parts.netloc, **headers})
+    return connection.getresponse()
+
+
+CHANNELS = "/api/kernels/00000000-0000-0000-0000-000000000000"
+
+
+def test_the_page_opens_for_those_who_may_see_it(tmp_path):
+    """Nobody else starts a kernel: neither other web pages, which do not know the token, nor names of this machine that others made up.
+
+    Of four who come together, three get one. A file of settings in the folder where the command is given is not read.
+    """
+    (tmp_path / "voila.json").write_text('{"Voila": {"base_url": "/elsewhere/"}}')
+    with exploring(tmp_path) as (process, address):
+        port, token = urlsplit(address).port, urlsplit(address).query
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version": "13"}
+        refused = [ask(address, path) for path in ("/", "/?token=", "/?token=wrong", "/voila/files/x.png", CHANNELS)]
+        refused += [ask(address, host=host) for host in ("evil.example", f"localhost.evil.example:{port}", "192.0.2.1", "localhost.")]
+        refused += [ask(address, Origin=origin) for origin in ("http://evil.example", "null", "http://localhost:1", f"http://evil.example:{port}")]
+        refused.append(ask(address, f"{CHANNELS}/channels?{token}", **upgrade, Origin="http://evil.example"))
+        assert [answer.status for answer in refused] == [403] * len(refused)
+        assert "farmer explore" in refused[0].read().decode() and not kernels(process)
+        answers = [ask(address, host=host) for host in (None, f"127.0.0.1:{port}", f"[::1]:{port}")]
+        assert [answer.status for answer in answers] == [200] * 3 and len(kernels(process)) == 3
+        fourth = ask(address)
+        assert fourth.status == 503 and b"Three pages of the explorer are open" in fourth.read() and len(kernels(process)) == 3
+        cookie = answers[0].getheader("Set-Cookie")
+        assert "samesite=strict" in cookie.lower() and "httponly" in cookie.lower()
+        cookie = {"Cookie": cookie.partition(";")[0]}
+        assert ask(address, CHANNELS, **cookie).status == 404  # may ask for a kernel, which there is none of
+        assert ask(address, "/", **cookie).status == ask(address, CHANNELS, **cookie, Origin="http://evil.example").status == 403
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_closed_page_leaves_no_kernel(browser, explorer):
+    before = kernels(explorer[0])
+    with explorer_page(browser, explorer[1]) as (page, _):
+        assert len(kernels(explorer[0]) - before) == 1
+        page.close(run_before_unload=True)
+    end = time.monotonic() + PATIENCE
+    while not kernels(explorer[0]) <= before:
+        assert time.monotonic() < end
+        time.sleep(0.5)
 
 
 def test_interrupt_ends_the_command_and_its_kernels(tmp_path):
-    port = free_port()
-    with serving(explore(port), port, tmp_path) as process:
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://localhost:{port}/", timeout=PATIENCE).read()  # starts a kernel
-        kernels = psutil.Process(process.pid).children(recursive=True)
-        assert kernels
+    with exploring(tmp_path) as (process, address):
+        ask(address).read()  # starts a kernel
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert started
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-        assert not psutil.wait_procs(kernels, timeout=10)[1]
+        assert not psutil.wait_procs(started, timeout=10)[1]
     assert [path.name for path in tmp_path.iterdir()] == ["log"] and "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_a_port_in_use_is_refused(explore_port):
-    process = farmer_process("explore", "--no-browser", "--port", explore_port)
+def test_a_port_in_use_is_refused(explorer):
+    port = urlsplit(explorer[1]).port
+    process = farmer_process("explore", "--no-browser", "--port", port)
     printed, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and not printed and error.count("\n") == 1
-    assert error.startswith(f"farmer: port {explore_port} cannot be used") and "--port" in error
+    assert error.startswith(f"farmer: port {port} cannot be used") and "--port" in error
 
 
 # --- JupyterLab

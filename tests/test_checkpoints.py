@@ -9,7 +9,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from helpers import contents, make_trainer, short_training, stripes, stripes_config, weights_of
 
-from farmer.checkpoints import checkpoints, fingerprint
+from farmer.checkpoints import checkpoints, fingerprint, newest_checkpoint
+from farmer.data import ArrayDataset
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
@@ -29,6 +30,51 @@ def test_checkpoint_of_other_data_is_refused(tmp_path, change):
     with pytest.raises(ValueError, match=f"belongs to another run .data 50 images, [0-9a-f]{{8}} -> {len(other)} images, [0-9a-f]{{8}}."):
         make_trainer(tmp_path, dataset=other)
     assert make_trainer(tmp_path, dataset=stripes()).step == 2  # the same data, made again
+
+
+def test_settings_that_change_no_weight_may_change(tmp_path):
+    make_trainer(tmp_path).fit(last_step=2)
+    assert make_trainer(tmp_path, short_training(evaluate_every=3, save_every=4, evaluation_images=10)).step == 2
+    with pytest.raises(ValueError, match="steps 12 -> 13.*start a new run from its model") as error:
+        make_trainer(tmp_path, short_training(steps=13, save_every=4))
+    assert "save_every" not in str(error.value) and "\n" not in str(error.value)
+
+
+class Unreadable(ArrayDataset):
+    "Stripes of which some cannot be read."
+
+    def __init__(self, *bad: int):
+        whole = stripes()
+        super().__init__(whole.values, whole.labels, 5, whole.class_names)
+        self.bad = set(bad)
+
+    def pixel_batch(self, indices):
+        if bad := self.bad & set(torch.as_tensor(indices).tolist()):
+            raise ValueError(f"image {min(bad)} is damaged")
+        return super().pixel_batch(indices)
+
+
+def test_an_unreadable_image_stops_no_resume(tmp_path):
+    "It is one of the 16 that the fingerprint sees. An image more or less is other data nevertheless."
+    assert fingerprint(Unreadable()) == fingerprint(stripes()) and fingerprint(Unreadable(1)) == fingerprint(stripes())
+    assert fingerprint(Unreadable(0)).endswith(", 1 unreadable") and fingerprint(Unreadable(0)).startswith("50 images, ")
+    make_trainer(tmp_path / "a").fit(last_step=2)
+    assert make_trainer(tmp_path / "a", dataset=Unreadable(0, 49)).step == 2
+    make_trainer(tmp_path / "b", dataset=Unreadable(49)).fit(last_step=2)
+    assert make_trainer(tmp_path / "b").step == 2
+    with pytest.raises(ValueError, match="another run .data 50 images -> 51 images"):
+        make_trainer(tmp_path / "b", dataset=stripes(51))
+
+
+@pytest.mark.parametrize("change", [
+    {"step": 3}, {"step": "2"}, {"step": None}, {"files": {}}, {"files": []}, {"files": {".metadata": 3}}, {"data": 3}, {"model_config": []},
+])  # fmt: skip
+def test_a_manifest_that_says_otherwise_is_damaged(tmp_path, change):
+    make_trainer(tmp_path).fit(last_step=2)
+    manifest = checkpoints(tmp_path)[-1] / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **change}))
+    with pytest.raises(ValueError, match="damaged or not a checkpoint.*delete it"):
+        newest_checkpoint(tmp_path)
 
 
 def test_the_format_stays_as_it_is(tmp_path):

@@ -1,22 +1,30 @@
 "The `farmer` command as its users meet it: what it prints, writes and says about mistakes."
+import io
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
-from helpers import SMALL_RUN, farmer_process, mistake, photos, read_image
+from helpers import SMALL_RUN, contents, farmer_process, mistake, photos, read_image, small
+from torch.utils.data import DataLoader, Dataset
 
-from farmer import Farmer, Student, __main__, load_dataset
+from farmer import Farmer, FarmerConfig, Student, __main__, cli, load_dataset
 from farmer.checkpoints import checkpoints
 from farmer.cli import _PAGE, _explorer_notebook, main, parse
 from farmer.data import IMAGE_SIZES
-from farmer.demo import text_images
-from farmer.evaluation import EvaluationConfig, manifest
+from farmer.demo import _show_images, text_images
+from farmer.evaluation import EvaluationConfig, SmallClassifier, manifest
+from farmer.objectives import evaluate_bits_per_dim
 from farmer.presets import PRESETS
 from farmer.training import read_log
 
@@ -26,8 +34,10 @@ def test_train_resume_and_sample_on_a_folder_of_images(tmp_path, capsys):
     arguments = ["train", "glyphs-field", "--data", str(data), "--folder", str(run), "--steps", "6", "--save-every", "3", "--evaluate-every", "6", *SMALL_RUN]
     main(arguments)
     printed = capsys.readouterr().out
-    assert "22 training images" in printed and "bits/dim, standard error" in printed and f"next: farmer sample {run / 'model'}" in printed
+    assert "22 training images" in printed and "blue (11), red (11)" in printed
+    assert "bits/dim, standard error" in printed and f"next: farmer sample {run / 'model'}" in printed
     config = Farmer.from_pretrained(run / "model").config
+    assert Farmer.from_pretrained(run / "model").class_names == ("blue", "red")
     assert config.image_shape == (3, 16, 16) and config.num_classes == 2 and config.levels == 256
     assert [path.name for path in checkpoints(run)] == ["step-00000003", "step-00000006"]
     assert read_image(run / "samples" / "step-00000006.png").shape == (3, 10 * 17 + 1, 2 * 17 + 1)
@@ -35,9 +45,10 @@ def test_train_resume_and_sample_on_a_folder_of_images(tmp_path, capsys):
     main(arguments)
     assert "going on from step 6 of 6" in capsys.readouterr().out and read_log(run) == log
     for name in ("a", "b"):
-        main(["sample", str(run / "model"), "--labels", "1", "0", "--count", "3", "--seed", "5", "--output", str(tmp_path / f"{name}.png")])
-    assert "6 images of classes 1, 0" in capsys.readouterr().out
-    assert read_image(tmp_path / "a.png").shape == (3, 2 * 17 + 1, 3 * 17 + 1)
+        main(["sample", str(run / "model"), "--labels", "red", "0", "--count", "3", "--seed", "5", "--output", str(tmp_path / f"{name}.png")])
+    assert "6 images of classes 1, 0 (red, blue)" in capsys.readouterr().out
+    height, width = read_image(tmp_path / "a.png").shape[1:]
+    assert height == 2 * 65 + 1 and width > 3 * 65 + 1  # enlarged four times, lines between, names left of the rows
     assert torch.equal(read_image(tmp_path / "a.png"), read_image(tmp_path / "b.png"))
 
 
@@ -77,17 +88,17 @@ def test_mistakes_end_with_one_line_and_status_2(tmp_path, capsys):
     new = tmp_path / "new"
     assert "unknown preset 'didgits'; choose one of digits" in mistake(capsys, "train", "didgits")
     assert "Unrecognized options: --nonsense" in mistake(capsys, "train", "digits", "--nonsense", "3")
-    assert "patch_size 3 does not divide the image size 8x8" in mistake(capsys, "train", "digits", "--patch-size", "3", "--folder", new)
+    assert "--patch-size 3 does not divide the image size 8x8" in mistake(capsys, "train", "digits", "--patch-size", "3", "--folder", new)
     for wrong in (0, 4, -1):
-        assert "informative_channels" in mistake(capsys, "train", "digits", "--informative-channels", wrong, "--folder", new)
-    assert "steps must be a whole number, 1 or more" in mistake(capsys, "train", "digits", "--steps", "0", "--folder", new)
+        assert "--informative-channels" in mistake(capsys, "train", "digits", "--informative-channels", wrong, "--folder", new)
+    assert "farmer: --steps must be a whole number, 1 or more" in mistake(capsys, "train", "digits", "--steps", "0", "--folder", new)
     assert "needs 3 channels (RGB)" in mistake(capsys, "train", "digits", "--basis", "luma-chroma", "--folder", new)
     assert "no model 'nothing'" in mistake(capsys, "sample", "nothing")
     assert "labels must be" in mistake(capsys, "sample", "digits", "--labels", "12")
     assert "solver" in mistake(capsys, "sample", "digits", "--solver", "newton")
     assert "glyphs-field has no student" in mistake(capsys, "sample", "glyphs-field", "--solver", "student")
     assert "tolerance" in mistake(capsys, "sample", "digits", "--solver", "jacobi", "--tolerance", "1e-12")
-    assert "count must be a whole number, 1 or more" in mistake(capsys, "sample", "digits", "--count", "0")
+    assert "farmer: --count must be a whole number" in mistake(capsys, "sample", "digits", "--count", "0")
     assert "scale must be a finite number, 0 or more" in mistake(capsys, "sample", "digits", "--guidance", "-1")
     assert "or one of paper-1.1b-p16" in mistake(capsys, "sample", "digits", "--guidance", "much")
     assert "cannot be guided" in mistake(capsys, "sample", "digits", "--labels", "10", "--guidance", "1")
@@ -151,8 +162,9 @@ def test_guided_samples_and_their_report(tmp_path, capsys, guidance):
 def test_a_corrupt_image_is_named(tmp_path, capsys):
     data = photos(tmp_path / "photos")
     (data / "red" / "01.png").write_bytes(b"not an image")
-    error = mistake(capsys, "train", "glyphs-field", "--data", data, "--folder", tmp_path / "run", "--steps", "2", *SMALL_RUN)
-    assert str(data / "red" / "01.png") in error and "delete or replace" in error
+    main(["train", "glyphs-field", "--data", str(data), "--folder", str(tmp_path / "run"), *SMALL_RUN, *WEIGHTLESS, "--batch-size", "22"])
+    printed = capsys.readouterr().out
+    assert str(data / "red" / "01.png") in printed and "delete or replace" in printed and "next: farmer sample" in printed
 
 
 def test_damaged_model_is_named(tmp_path, capsys):
@@ -196,7 +208,7 @@ def test_text_images_pair_rows_of_pixels():
 
 @pytest.mark.parametrize("before, after", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
 def test_threads_that_wait_sleep_unless_the_user_says_otherwise(before, after):
-    with mock.patch("farmer.cli.main"), mock.patch.dict(os.environ, before, clear=True):
+    with mock.patch("farmer.cli.main"), mock.patch("signal.signal"), mock.patch.dict(os.environ, before, clear=True):
         __main__.main()
         assert os.environ["OMP_WAIT_POLICY"] == after
 
@@ -233,11 +245,11 @@ def test_prepare_then_train_then_compare_both_weights(tmp_path, capsys):
 def test_prepare_says_what_is_wrong(tmp_path, capsys):
     data = photos(tmp_path / "photos")
     assert "no folder" in mistake(capsys, "prepare", tmp_path / "nothing", tmp_path / "out")
-    assert "image_size" in mistake(capsys, "prepare", data, tmp_path / "out", "--image-size", "0")
+    assert "--image-size" in mistake(capsys, "prepare", data, tmp_path / "out", "--image-size", "0")
     assert "elsewhere" in mistake(capsys, "prepare", data, data / "shards", "--image-size", "16")
     main(["prepare", str(data), str(tmp_path / "out"), "--image-size", "16", "--workers", "0"])
     capsys.readouterr()
-    assert "image_size was 16, now 20" in mistake(capsys, "prepare", data, tmp_path / "out", "--image-size", "20", "--workers", "0")
+    assert "--image-size was 16, now 20" in mistake(capsys, "prepare", data, tmp_path / "out", "--image-size", "20", "--workers", "0")
     assert "16" in mistake(capsys, "train", "glyphs-field", "--data", tmp_path / "out", "--image-shape", "3", "20", "20", "--folder", tmp_path / "run", *SMALL_RUN)
 
 
@@ -274,3 +286,372 @@ def test_evaluate_on_two_ranks(tmp_path):
         assert done.stdout.count("bits/dim given the label") == 1
         reports.append(json.loads((tmp_path / name / "evaluation.json").read_text()))
     assert reports[0] == reports[1]
+
+
+# --- What a flag means, and what is checked before any work
+
+WEIGHTLESS = ["--steps", "1", "--save-every", "1", "--evaluate-every", "1", "--device", "cpu"]
+
+
+def settings_of(*arguments: object) -> cli.Train:
+    return parse([str(argument) for argument in arguments]).run
+
+
+def test_help_version_and_examples(capsys):
+    "Every command shows examples that can be parsed; `farmer` alone is help, and each preset says what it needs."
+    for arguments, words in (([], "farmer sample photos --labels cat"), (["train", "-h"], "photos, 10 classes of 3x32x32"), (["sample", "--help"], "MODEL")):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        printed = " ".join(capsys.readouterr().out.split())
+        assert not caught.value.code and words in printed and "examples: farmer" in printed
+    assert "STR" not in printed and "INT" not in printed and "NUMBER|none" in printed
+    main(["--version"])
+    assert capsys.readouterr().out.startswith("farmer 0.")
+    for example in cli._EXAMPLES:
+        parse(example.partition("#")[0].split()[1:])
+
+
+def test_home_folders_and_none(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    run = settings_of("train", "digits", "--folder", "~/run", "--data=~/data", "--start-from", "~/model", "--device", "NONE")
+    assert (run.folder, run.data, run.start_from, run.device) == (Path("/home/me/run"), "/home/me/data", "/home/me/model", None)
+    assert parse(["sample", "~/model", "--output", "~/a.png"]).model == "/home/me/model"
+    assert run.given == {"folder", "data", "start_from", "device"}
+
+
+@pytest.mark.parametrize("flags, words", [
+    ("--num-classes 7", ["--num-classes 7 contradicts", "10", "use 0"]),
+    ("--num-classes=11", ["--num-classes 11"]),
+    ("--levels 256", ["--levels 256 contradicts", "17"]),
+    ("--image-shape 1 16 16", ["--image-shape (1, 16, 16) contradicts", "(1, 8, 8)"]),
+    ("--data glyphs --image-shape 1 8 8", ["--image-shape"]),
+    ("--start-from glyphs", ["(1, 8, 8)", "glyphs reads (1, 16, 16)"]),
+    ("--start-from digits --flow-width 32", ["--flow-width 32 contradicts digits, which has 64"]),
+    ("--device foo", ["--device foo is not on this machine"]),
+    ("--device mps", ["--device mps is not on this machine"]),
+    ("--device cuda:99", ["--device cuda:99 is not on this machine"]),
+    ("--seed 99999999999999999999", ["--seed must be a whole number"]),
+])  # fmt: skip
+def test_flags_that_cannot_be_obeyed(tmp_path, capsys, flags, words):
+    with mock.patch("farmer.cli.Trainer", side_effect=AssertionError("too late")):
+        error = mistake(capsys, "train", "digits", "--folder", tmp_path / "run", *flags.split())
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_said_about_a_line_that_cannot_be_read(capsys):
+    for line, words in (
+        ("train digits --steps x", "farmer: --steps: 'x' is not a number, or not a whole one (see farmer train --help)"),
+        ("train digits --informative-channels 1.5", "farmer: --informative-channels: '1.5' is not a number, or not a whole one"),
+        ("train digits --image-shape 1 x 8", "farmer: --image-shape: cannot read ['1', 'x', '8']"),
+        ("sample digits --cont 3", "--cont, 3; perhaps you meant --count"),
+        ("sample digits --solver newton", "'newton' for argument '--solver'"),
+        ("train mnist --data nowhere", "unknown data set 'nowhere'"),
+        ("sample", "MODEL"),
+    ):
+        assert words in mistake(capsys, *line.split())
+    error = mistake(capsys, "train", "mnist")
+    assert "pass --download, or put" in error  # not download=True, which is Python
+
+
+def test_a_model_without_classes(tmp_path, capsys):
+    "Trained, sampled and evaluated from the command line."
+    run = tmp_path / "run"
+    main(["train", "digits", "--num-classes", "0", "--folder", str(run), "--steps", "4", "--save-every", "4", "--evaluate-every", "4", *SMALL_RUN])
+    model = Farmer.from_pretrained(run / "model")
+    assert model.config.num_classes == 0 and model.class_names == () and model.config.levels == 17
+    main(["sample", str(run / "model"), "--count", "3", "--output", str(tmp_path / "a.npz")])
+    assert "3 images of classes 0 (no class)" in capsys.readouterr().out
+    with np.load(tmp_path / "a.npz") as file:
+        assert file["arr_0"].shape == (3, 8, 8, 3) and file["arr_1"].tolist() == [0, 0, 0]
+    with mock.patch("farmer.evaluation.train_classifier", lambda train, **_: SmallClassifier(train.image_shape, train.num_classes).eval()):
+        main(["evaluate", str(run / "model"), "--samples", "100", "--folder", str(tmp_path / "evaluation"), "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "bits/dim without a label" in printed and "given the label" not in printed
+
+
+def test_a_run_notes_its_settings(tmp_path):
+    main(["train", "digits", "--folder", str(tmp_path), "--learning-rate", "0.001", *SMALL_RUN, *WEIGHTLESS])
+    noted = json.loads((tmp_path / "run.json").read_text())
+    assert noted["training"]["learning_rate"] == 0.001 and noted["model"]["flow_width"] == 32 and noted["execution"]["workers"] == 0
+
+
+# --- Fine-tuning
+
+
+def test_fine_tuning_starts_where_the_model_is(tmp_path, capsys):
+    "On other data: the first figure is the model's own, its basis stays, and what it is stays."
+    source, data = Farmer.from_pretrained("glyphs-palette"), load_dataset("glyphs-field", "test")
+    main(["train", "digits", "--data", "glyphs-field", "--start-from", "glyphs-palette", "--folder", str(tmp_path), "--learning-rate", "1e-9",
+          "--dropout", "0.1", "--no-uniform-noise", "--noise-end", "0.01", "--evaluation-images", "50", "--batch-size", "8", *WEIGHTLESS])  # fmt: skip
+    assert "weights of glyphs-palette" in capsys.readouterr().out
+    (start,) = [record["held_out_latest"] for record in read_log(tmp_path) if "held_out_latest" in record]
+    assert abs(start - evaluate_bits_per_dim(source, data, 50).mean()) < 0.05
+    tuned = Farmer.from_pretrained(tmp_path / "model")
+    assert torch.equal(tuned.basis.matrix, source.basis.matrix) and tuned.config.basis == "luma-chroma"
+    assert tuned.config.dropout == 0.1 and tuned.config.flow_blocks == source.config.flow_blocks
+
+
+def test_classes_go_by_name_when_a_model_is_fine_tuned():
+    source = small().eval()
+    source.class_names = ("cat", "dog", "cow")
+    images = torch.zeros(2, 1, 4, 4)
+    model = cli._start_from(source, FarmerConfig(**{**vars(source.config), "num_classes": 4}), ["ant", "cow", "dog", "cat"]).eval()
+    for label, theirs in enumerate((None, 2, 1, 0)):  # a new class starts as no class
+        expected = source.log_prob(images, None if theirs is None else torch.tensor([theirs] * 2))
+        torch.testing.assert_close(model.log_prob(images, torch.tensor([label] * 2)), expected)
+    torch.testing.assert_close(model.log_prob(images), source.log_prob(images))
+    source.class_names = ()  # of an older model: the same number of classes are the same classes
+    model = cli._start_from(source, source.config, ["x", "y", "z"]).eval()
+    torch.testing.assert_close(model.log_prob(images, torch.tensor([2, 0])), source.log_prob(images, torch.tensor([2, 0])))
+    model = cli._start_from(source, FarmerConfig(**{**vars(source.config), "num_classes": 0}), ["x", "y", "z"]).eval()
+    torch.testing.assert_close(model.log_prob(images), source.log_prob(images))
+
+
+# --- Sampling
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    "A model of 12 classes with names, some of which are numbers or would lead out of a folder."
+    model = small(num_classes=12).eval()
+    model.class_names = ("../../cat", "7", "dog", *(f"class {number}" for number in range(9)))
+    model.save_pretrained(tmp_path / "many")
+    return tmp_path / "many"
+
+
+def test_classes_by_name_and_number(many, tmp_path, capsys):
+    draw = ["sample", str(many), "--count", "2", "--output", str(tmp_path / "a.png")]
+    for labels, words in ((["dog", "7", "0"], "6 images of classes 2, 7, 0 (dog, class 4, ../../cat)"), (["12"], "(no class)"), (["all"], "24 images of")):
+        main([*draw, "--labels", *labels])
+        assert words in capsys.readouterr().out
+    main(draw)  # a bounded number of classes, which is said
+    printed = capsys.readouterr().out
+    assert "20 images of classes 0, 1, 2, 4" in printed and "--labels all draws 12" in printed
+    assert "dog, cow: not all are classes of this model; use all, or numbers or names such as ../../cat" in mistake(capsys, *draw, "--labels", "dog", "cow")
+    assert "farmer: --labels must be in 0..11" in mistake(capsys, *draw, "--labels", "-1")
+
+
+def test_every_kind_of_output_holds_the_same_images(many, tmp_path, capsys):
+    draw = ["sample", str(many), "--labels", "dog", "0", "--count", "5", "--batch-size", "4", "--seed", "3", "--output"]
+    for name in ("a.npz", "folder", "a.png"):
+        main([*draw, str(tmp_path / name)])
+    with np.load(tmp_path / "a.npz") as file:
+        images, labels = file["arr_0"], file["arr_1"]
+    assert images.shape == (10, 4, 4, 3) and images.dtype == np.uint8 and labels.tolist() == [2] * 5 + [0] * 5
+    files = sorted((tmp_path / "folder").glob("*.png"))
+    assert [file.name for file in files[::5]] == ["000000-dog.png", "000005-.._.._cat.png"] and len(list((tmp_path / "folder").iterdir())) == 11
+    assert len(files) == 10 and all(np.array_equal(read_image(file)[0], image[..., 0]) for file, image in zip(files, images))
+    page = read_image(tmp_path / "a.png")[:, :, -5 * 65 - 1 :]
+    assert torch.equal(page[0, 2:131:16, 2::16][:4, :4], torch.from_numpy(images[0, ..., 0]))
+
+
+def test_a_folder_of_samples_goes_on(many, tmp_path, capsys):
+    draw = ["sample", str(many), "--labels", "1", "2", "--count", "4", "--batch-size", "3", "--output"]
+    save, folder = cli.save_files, tmp_path / "folder"
+
+    def interrupted(images: torch.Tensor, paths: list[Path]) -> None:
+        if not paths[0].name.startswith("000000"):
+            raise KeyboardInterrupt
+        save(images, paths)
+
+    with mock.patch("farmer.cli.save_files", interrupted), pytest.raises(SystemExit):
+        main([*draw, str(folder)])
+    with mock.patch.object(Farmer, "sample_latents", autospec=True, side_effect=Farmer.sample_latents) as drawn:
+        main([*draw, str(folder)])
+        main([*draw, str(tmp_path / "whole")])
+    assert len(drawn.call_args_list) == 2 + 3 and contents(folder) == contents(tmp_path / "whole")
+    draw.append(str(folder))
+    capsys.readouterr()
+    assert "holds something else" in mistake(capsys, *draw, "--seed", "1")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    assert "holds something else" in mistake(capsys, *draw[:-1], tmp_path / "mine") and os.listdir(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_memory_does_not_grow_with_the_number_of_images(many, tmp_path):
+    "Never more than a batch is alive, whatever the number."
+    alive = []
+    decode = Farmer.decode
+
+    def counted(*arguments, **options):
+        images = decode(*arguments, **options)
+        alive.append(len(images))
+        return images
+
+    with mock.patch.object(Farmer, "decode", counted), mock.patch("torch.cat", side_effect=torch.cat) as joined:
+        main(["sample", str(many), "--labels", "all", "--count", "20", "--batch-size", "50", "--output", str(tmp_path / "a.npz")])
+    assert alive == [50] * 4 + [40]
+    assert all(tensor.dim() < 4 for call in joined.call_args_list for tensor in call.args[0])  # images are never joined
+
+
+@pytest.mark.parametrize("flags, words", [
+    ("--output a.doc", "must end in .png"),
+    ("--output a.pdf.gz", "must end in .png"),
+    ("--count 100000 --labels all", "too many for a picture"),
+    ("--seed -1", "--seed must be"),
+    ("--seed 99999999999999999999", "--seed must be"),
+    ("--batch-size 0", "--batch-size must be"),
+    ("--solver jacobi --tolerance nan", "--tolerance must be"),
+    ("--labels 3 13", "--labels must be in 0..11"),
+    ("--labels 0 12 --guidance 1", "use --guidance 0"),
+    ("--guidance nan", "scale must be"),
+    ("--solver student", "has no student"),
+    ("--device cuda:99", "not on this machine"),
+    ("--output {file}/a.png", "exists"),
+])  # fmt: skip
+def test_samples_are_not_drawn_in_vain(many, tmp_path, capsys, flags, words):
+    (tmp_path / "file").touch()
+    with mock.patch("farmer.prior.AutoregressivePrior.sample", side_effect=AssertionError("too late")):
+        error = mistake(capsys, "sample", many, *flags.format(file=tmp_path / "file").split())
+    assert words in error, error
+
+
+def test_a_picture_is_written_whole_or_not_at_all(many, tmp_path, capsys):
+    (tmp_path / "a.png").write_text("before")
+    with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
+        for name in ("a.png", "a.npz", "folder"):
+            assert "No space left" in mistake(capsys, "sample", many, "--output", tmp_path / name)
+    assert (tmp_path / "a.png").read_text() == "before" and not (tmp_path / "a.npz").exists()
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*/*.png"))
+
+
+# --- Faults of the machine, and terminals
+
+
+class _Unreadable(Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> None:
+        raise ValueError("image cat.png cannot be read: delete or replace it")
+
+
+def raised(call) -> Exception:
+    with pytest.raises(Exception) as caught:
+        call()
+    return caught.value
+
+
+def test_the_real_reason_of_a_worker_is_given():
+    error = raised(lambda: list(DataLoader(_Unreadable(), num_workers=1)))
+    assert "Traceback" in str(error) and cli._explain(error, "train") == "image cat.png cannot be read: delete or replace it"
+    killed = RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. \nmore")
+    assert cli._explain(killed, "train") == "a process of --workers ended: DataLoader worker (pid 12) is killed by signal: Killed. "
+    assert cli._explain(RuntimeError("a fault of the program"), "train") is None
+
+
+def test_memory_that_runs_out(capsys):
+    "By torch on the CPU, by numpy, on a GPU: one line that says what to change."
+    on_a_gpu = mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity"))
+    faults = [lambda *_: torch.empty(10**15), lambda *_: np.empty(10**15), on_a_gpu]
+    for fault in faults:
+        with mock.patch.object(Farmer, "from_pretrained", fault):
+            assert "memory ran out; use a smaller --batch-size" in mistake(capsys, "sample", "digits")
+
+
+def test_compiling_without_a_compiler():
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    failed = raised(lambda: (_ for _ in ()).throw(BackendCompilerFailed(lambda: None, RuntimeError("No working C++ compiler found"), None)))
+    assert "No working C++ compiler found); use --no-compile" in cli._explain(failed, "train")
+
+
+def test_names_and_pictures_that_the_terminal_cannot_show(tmp_path, monkeypatch):
+    model = small(num_classes=2).eval()
+    model.class_names = ("猫", "café")
+    model.save_pretrained(tmp_path / "model")
+    for encoding in ("ascii", "latin-1"):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")
+        monkeypatch.setattr("sys.stdout", terminal)
+        main(["sample", str(tmp_path / "model"), "--labels", "猫", "--count", "1", "--output", str(tmp_path / f"{encoding}.png")])
+        print(os.fsdecode(b"photo-\xff.jpg"))
+        _show_images(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).view(1, 1, 2, 2))
+        terminal.flush()
+        written = terminal.buffer.getvalue().decode(encoding)
+        assert "(\\u732b)" in written and "photo-\\udcff.jpg" in written and "'." in written
+
+
+# --- A fuzzer of command lines
+
+_ODD = {
+    int: ["x", "1.5", "", "-1", "99999999999999999999", "1e3", "0x10", "nan", "--", "{}", "9" * 5000],
+    float: ["x", "", "nan", "inf", "-1", "1,5", "1e999"],
+    Path: ["{file}/inside", "bad\0name"],
+}
+_ODD_TEXTS = {
+    "data": ["nothing", "/nonexistent/x", "", "digitss", "{file}", "{empty}", "~nobody/x", "bad\0name"],
+    "device": ["foo", "cuda:99", "mps:7", "meta", "cuda:x", "cpu:5", "-1"],
+    "model": ["nothing", "./nothing/there", "{file}", "{empty}", "{garbage}", "../../etc", "bad\0name"],
+    "guidance": ["x", "nan", "-1", "inf", "paper"],
+    "labels": ["cow", "-1", "99", "1.5", "", "9" * 30],
+    "source": ["{file}", "{empty}", "nothing"],
+}
+_ODD_TEXTS |= {"start_from": _ODD_TEXTS["model"], "run": _ODD_TEXTS["model"]}
+_BASES = {"train": ["train", "digits"], "sample": ["sample", "digits", "--solver", "jacobi"], "evaluate": ["evaluate", "digits"], "prepare": ["prepare", "{images}", "{target}"],
+          "distill": ["distill", "digits", "--folder", "{target}"], "explore": ["explore", "digits"], "demo": ["demo"]}  # fmt: skip
+
+
+def bad_line(chance: random.Random) -> list[str]:
+    "A command line that is wrong in one place."
+    name = chance.choice(list(_BASES))
+    kind = chance.choice(["value"] * 6 + ["command", "flag", "missing", "extra"])
+    if kind == "command":
+        lines = ["trian", "train didgits", " digits", "--", "-1", "train --digits", "sample\n digits", "help", "--steps 3", "train"]
+        return chance.choice(lines).split(" ")
+    command = cli.Train if name == "train" else cli._COMMANDS[name]
+    flag, hint = chance.choice(sorted({(flag, hint) for flag, hint in all_hints(command) if flag != "given"}, key=str))
+    as_flag = "--" + flag.replace("_", "-")
+    if kind == "flag":
+        return [*_BASES[name], chance.choice([f"{as_flag}z", f"-{as_flag}", as_flag[1:], "--=", "---", f"{as_flag[:3]}?"])]
+    if kind == "extra":
+        return [*_BASES[name], *chance.choice([["too", "much"], ["--no"], ["\u00e9"], [""]])]
+    kinds = get_args(hint) or (hint,)
+    if kind == "missing":
+        return [*_BASES[name], as_flag, *(["maybe"] if bool in kinds or flag in ("model", "run", "source", "target", "labels") else [])]
+    if get_origin(hint) is Literal:
+        odd = ["nonsense", "", "EXACT"]
+    elif bool in kinds:
+        return [*_BASES[name], as_flag, "maybe"]
+    elif flag in ("image_shape", "betas"):
+        return [*_BASES[name], as_flag, *chance.choice([["1"], ["x", "y", "z"], ["-1", "-1", "-1"], ["1", "8", "nan"], []])]
+    else:
+        odd = _ODD_TEXTS.get(flag) or next(_ODD[kind] for kind in _ODD if kind in kinds)
+    value = chance.choice(odd)
+    if flag in ("model", "run", "source", "target"):  # has no flag, but a place
+        return [_BASES[name][0], value, *_BASES[name][2:]]
+    return [*_BASES[name], *([f"{as_flag}={value}"] if chance.random() < 0.3 else [as_flag, value])]
+
+
+def all_hints(command: type):
+    "Fields of a command and of the configurations in it, with their types."
+    for name, hint in get_type_hints(command).items():
+        yield from all_hints(hint) if hasattr(hint, "__dataclass_fields__") else [(name, hint)]
+
+
+def test_bad_command_lines_end_with_one_line(tmp_path, monkeypatch, capsys):
+    "A seeded fuzzer of every command and flag; FARMER_FUZZ says how many lines. Nothing is trained, drawn or believed."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    places = {name: str(tmp_path / name) for name in ("file", "empty", "garbage", "images", "target")}
+    photos(tmp_path / "images", per_class=1)
+    for name in ("empty", "garbage"):
+        (tmp_path / name).mkdir()
+    for name in ("config.json", "model.safetensors", "run.json"):
+        (tmp_path / "garbage" / name).write_bytes(random.Random(0).randbytes(300))
+    (tmp_path / "file").touch()
+    wrong, late = [], mock.Mock(side_effect=AssertionError("a bad line was obeyed"))
+    for place in ("training.Trainer.fit", "evaluation.draw_samples", "cli.show_demo", "prior.AutoregressivePrior.sample", "cli._explorer_notebook"):
+        monkeypatch.setattr(f"farmer.{place}", late)
+    for seed in range(int(os.environ.get("FARMER_FUZZ", "40"))):
+        chance = random.Random(seed)
+        line = [re.sub(r"{(\w+)}", lambda found: places[found[1]], part) for part in bad_line(chance)]
+        try:
+            status = main(line)
+        except BaseException as error:
+            status = error.code if isinstance(error, SystemExit) else repr(error)
+        said = capsys.readouterr().err
+        if status != 2 or not said.startswith("farmer: ") or said.count("\n") != 1 or len(said) > 620:
+            wrong.append((seed, line, status, said[:500]))
+    assert not wrong
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("model"))

@@ -22,7 +22,7 @@ from farmer import objectives
 from farmer.batches import BatchStream
 from farmer.checkpoints import checkpoints
 from farmer.cli import main
-from farmer.distributed import ExecutionConfig, forward_flops, process_group
+from farmer.distributed import ExecutionConfig, forward_flops, peak_flops, process_group
 from farmer.folders import FolderDataset
 from farmer.inversion import Student
 from farmer.model import Farmer
@@ -273,6 +273,17 @@ def test_operations_are_counted():
     counted = forward_flops(model, (1, *config.image_shape), (1,))
     print(f"counted {counted}, linear layers and attention by hand {linear + attention}")
     assert linear + attention <= counted < 1.3 * (linear + attention)  # beyond: basis and distances of mixtures
+
+
+@pytest.mark.parametrize("name, peak", [
+    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA H200", 989), ("NVIDIA GH200 480GB", 989), ("NVIDIA H20", 148),
+    ("NVIDIA A100-SXM4-40GB", 312), ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA A10", 125), ("NVIDIA A10G", 70), ("NVIDIA L40S", 362), ("NVIDIA L40", 181),
+    ("NVIDIA L4", 121), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA RTX 6000 Ada Generation", 364), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None), ("NVIDIA RTX A4000", None), ("Tesla T4", None),
+])  # fmt: skip
+def test_peaks_of_gpus(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == (peak and peak * 1e12) and peak_flops(torch.device("cpu")) is None
 
 
 # --- Faults

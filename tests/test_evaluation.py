@@ -25,6 +25,8 @@ from farmer.evaluation import (
     frechet_distance, inception_score, inverse_by_name, manifest, precision_recall, read_reference, sample_figures, train_classifier,
     write_reference,
 )  # fmt: skip
+from farmer.data import ArrayDataset
+from farmer.files import file_digest, lock_folder
 from farmer.objectives import evaluate_bits_per_dim
 
 
@@ -101,6 +103,30 @@ def test_precision_and_recall_over_several_blocks():
     complaint(ValueError, lambda: precision_recall(points[:3], points), "3 images have no 3 neighbours")
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_no_figure_of_features_that_are_not_finite(wrong):
+    good, broken = torch.randn(60, 4, generator=seeded()), torch.randn(60, 4, generator=seeded())
+    broken[3, 1] = broken[7, 0] = wrong
+    complaint(ValueError, lambda: inception_score(broken), "2 of 60 images are not finite")
+    complaint(ValueError, lambda: Reference.of(Features(broken, good)), "2 of 60 images are not finite")
+    for pair in ((good, broken), (broken, good)):
+        complaint(ValueError, lambda: precision_recall(*pair), "images are not finite")
+    complaint(ValueError, lambda: sample_figures(Features(broken[:8], good[:8]), None, Reference.of(Features(good[:4], good[:4]))), "not finite")
+
+
+def test_only_what_needs_more_images_is_left_out():
+    features = lambda count, seed: Features(correlated(count, 12, seed), correlated(count, 5, seed + 1), correlated(count, 20, seed + 2))
+    whole = sample_figures(features(300, 0), None, Reference.of(features(300, 5)))
+    assert all(type(value) is float for name, value in whole.items() if name != "images")
+    rows = lambda drawn, real: sample_figures(features(drawn, 0), None, Reference.of(features(real, 5))).items()
+    left_out = lambda drawn, real: {name for name, value in rows(drawn, real) if type(value) is str}
+    assert left_out(300, 15) == {"spatial Frechet distance"} and left_out(15, 300) == {"spatial Frechet distance"}
+    assert left_out(300, 12) == {"Frechet distance", "spatial Frechet distance"}
+    assert left_out(300, 3) == {"Frechet distance", "spatial Frechet distance", "precision", "recall"}
+    assert left_out(9, 300) == {"Frechet distance", "spatial Frechet distance", "inception score", "inception score, deviation over splits"}
+    assert "needs 13 images or more" in sample_figures(features(300, 0), None, Reference.of(features(12, 5)))["Frechet distance"]
+
+
 def test_batches_of_any_size_give_the_same_figures():
     held_out = load_dataset("digits", "test")
     images, labels = held_out.batch(range(300))
@@ -111,6 +137,12 @@ def test_batches_of_any_size_give_the_same_figures():
     for row in rows[1:]:
         assert row == pytest.approx(rows[0], rel=1e-6)
     assert rows[0]["Frechet distance"] > 0 and rows[0]["recall"] < 1
+
+
+@pytest.mark.parametrize("wrong", [True, 2.0, -1, 2**64])
+def test_steps_and_seed_of_the_classifier_are_whole_numbers(wrong):
+    for name in ("steps", "seed"):
+        complaint(ValueError, lambda: train_classifier(load_dataset("digits"), **{name: wrong}), name, wrong)
 
 
 def test_the_classifier_depends_on_its_seed_alone():
@@ -182,6 +214,79 @@ def test_another_evaluations_samples_are_refused(arguments, tmp_path):
         complaint(ValueError, lambda: evaluate(*arguments, changed, tmp_path, see), "another evaluation", "another folder")
 
 
+def test_the_same_model_by_another_name_is_the_same_evaluation(arguments, tmp_path, monkeypatch):
+    "However its folder is written, and wherever it lies; not a model with other weights."
+    monkeypatch.chdir(tmp_path)
+    model = arguments[0]
+    for name in ("run/model", "moved"):
+        model.save_pretrained(name)
+    reports = [evaluate(model, name, *arguments[2:], SMALL, "out", see) for name in ("run/model", "./run/model", tmp_path / "run/../run/model", "moved")]
+    assert all(report["samples"] == reports[0]["samples"] for report in reports)
+    with torch.no_grad():
+        model.flow.blocks[0].start[0] += 1
+    model.save_pretrained("moved")
+    complaint(ValueError, lambda: evaluate(model, "moved", *arguments[2:], SMALL, "out", see), "another evaluation")
+
+
+def test_few_held_out_images_leave_the_likelihood(arguments, tmp_path):
+    model, name, data, train, held_out = arguments
+    few = ArrayDataset(held_out.values[:7], held_out.labels[:7], 17, held_out.class_names)
+    report = evaluate(model, name, data, train, few, SMALL, tmp_path / "few", see)
+    assert report["likelihood of held-out images"]["images"] == 7 and report["likelihood of held-out images"]["bits/dim given the label"] > 0
+    assert "needs 9 images" in report["samples"]["Frechet distance"] and 0 <= report["samples"]["precision"] <= 1
+    one = ArrayDataset(held_out.values[:1], held_out.labels[:1], 17, held_out.class_names)
+    report = evaluate(model, name, data, train, one, replace(SMALL, noise=0.1), tmp_path / "one", see)
+    assert "standard error given the label" not in report["likelihood of held-out images"] and "NaN" not in (tmp_path / "one/evaluation.json").read_text()
+
+
+def test_images_that_cannot_be_read_are_left_out(arguments, tmp_path, capsys):
+    class Damaged(ArrayDataset):
+        def pixel_batch(self, indices):
+            if 3 in torch.as_tensor(indices).tolist():
+                raise ValueError("image 3 is damaged")
+            return super().pixel_batch(indices)
+
+    model, name, data, train, held_out = arguments
+    damaged = Damaged(held_out.values, held_out.labels, 17, held_out.class_names)
+    keep = [index for index in range(len(held_out)) if index != 3]
+    whole = ArrayDataset(held_out.values[keep], held_out.labels[keep], 17, held_out.class_names)
+    found, right = (evaluate(model, name, data, train, each, SMALL, tmp_path, see) for each in (damaged, whole))
+    assert found["samples"] == right["samples"] and found["held-out images"] == right["held-out images"]
+    assert found["likelihood of held-out images"]["images"] == 359
+
+
+def test_what_is_wrong_is_said_before_any_work(arguments, tmp_path, monkeypatch):
+    "Before a classifier is trained or an image is drawn."
+    monkeypatch.setattr("farmer.evaluation.train_classifier", None)
+    model, folder = arguments[0], tmp_path / "out"
+    evaluate(*arguments, SMALL, folder, see)
+    monkeypatch.setattr(model, "sample", None)
+    run = lambda config=SMALL, folder=tmp_path / "new", **options: lambda: evaluate(*arguments, config, folder, **options)
+    complaint(ValueError, run(replace(SMALL, samples=64)), "64 samples for 64 features")
+    complaint(ValueError, run(replace(SMALL, seed=1), folder), "another evaluation")
+    complaint(FileNotFoundError, run(reference=tmp_path / "none.npz"), "no reference")
+    other_features, no_numbers = ({"mu": np.zeros(count), "sigma": np.full((count, count), value)} for count, value in ((7, 1.0), (64, math.nan)))
+    for arrays in ({"arr_0": np.zeros((9, 4, 4, 3), np.uint8)}, other_features, no_numbers):
+        _write_arrays(tmp_path / "bad.npz", **{"arr_0": np.zeros((9, 8, 8, 3), np.uint8), **arrays})
+        complaint(ValueError, run(reference=tmp_path / "bad.npz"), "bad.npz", "use the")
+    chunk = folder / "samples" / "00003.npz"
+    with np.load(chunk) as file:
+        arrays = dict(file)
+    images, labels = arrays["images"], arrays["labels"]
+    for change in ({"images": images + 1}, {"labels": labels[::-1]}, {"finite": labels}, {"images": images[:, :, :4]}, {"images": None}):
+        _write_arrays(chunk, **{key: value for key, value in {**arrays, **change}.items() if value is not None})
+        complaint(ValueError, run(folder=folder, extractor=see), "00003.npz", "delete it", "draws it again")
+    chunk.write_bytes(b"junk")
+    complaint(ValueError, run(folder=folder, extractor=see), "00003.npz", "delete it")
+    assert not (tmp_path / "new").exists()
+    complaint(FileNotFoundError, lambda: evaluate(model, "glyphs-field", *arguments[2:], replace(SMALL, solver="student"), tmp_path / "new"), "no student")
+
+
+def test_an_evaluation_holds_its_folder(arguments, tmp_path):
+    with lock_folder(tmp_path, "another evaluation"):
+        complaint(ValueError, lambda: evaluate(*arguments, SMALL, tmp_path, see), "in use", "another evaluation")
+
+
 def test_images_that_are_not_finite_are_counted(arguments, tmp_path, monkeypatch):
     model = arguments[0]
     sample = model.sample
@@ -227,7 +332,8 @@ def test_the_density_of_noised_images_is_told_apart(arguments, tmp_path):
 
 
 @pytest.mark.parametrize("field, wrong", [
-    ("samples", 0), ("samples", 1.5), ("chunk", 0), ("draws", 0), ("noise", -0.1), ("noise", math.nan), ("noise", math.inf), ("seed", -1), ("solver", "fast"),
+    ("samples", 0), ("samples", 1.5), ("chunk", 0), ("draws", 0), ("noise", -0.1), ("noise", math.nan), ("noise", math.inf), ("seed", -1), ("solver", "fast"), ("seed", True), ("seed", 2**64),
+    ("samples", 10**30), ("chunk", True), ("guidance", math.inf), ("guidance", True),
 ])  # fmt: skip
 def test_every_wrong_field_is_named(field, wrong):
     complaint(ValueError, lambda: EvaluationConfig(**{field: wrong}), field, repr(wrong))
@@ -290,7 +396,7 @@ def test_two_processes_end_with_the_figures_of_one(arguments, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def inception_weights(tmp_path_factory):
+def random_weights(tmp_path_factory):
     "Random ones, in torch-fidelity's format."
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save({}, path)
@@ -299,6 +405,13 @@ def inception_weights(tmp_path_factory):
         network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path=str(path))
     torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def inception_weights(random_weights, monkeypatch):
+    "These, as if they were the ones that are known."
+    monkeypatch.setattr("farmer.evaluation._INCEPTION_SHA256", file_digest(random_weights))
+    return random_weights
 
 
 def test_inception_sees_what_torch_fidelity_sees(inception_weights):
@@ -317,6 +430,9 @@ def test_inception_says_where_its_weights_belong(tmp_path, monkeypatch, capsys):
     complaint(FileNotFoundError, Inception, "download weights-inception", "put it there")
     (tmp_path / "junk.pth").write_bytes(b"junk")
     complaint(ValueError, lambda: Inception(tmp_path / "junk.pth"), "download", "again")
+    other = tmp_path / "other.pth"
+    torch.save({"weights": 3}, other)
+    complaint(ValueError, lambda: Inception(other), "SHA-256")  # whatever it holds, it is not read
     assert "missing.pth" in mistake(capsys, "evaluate", "digits", "--inception", tmp_path / "missing.pth", "--folder", tmp_path / "out")
 
 

@@ -1,6 +1,8 @@
 "The explorer: its pictures pixel by pixel, its panels and page without a browser."
+import base64
 import io
 import math
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -22,12 +24,13 @@ from farmer import Farmer, explorer
 from farmer.analysis import DEFAULT_MODEL, open_picture, predict_token, read_picture, redraw_redundant
 from farmer.data import ArrayDataset, load_dataset, to_levels
 from farmer.explorer import (
-    PANELS, Basis, Bits, Mixture, Panel, Recolour, Subject, Swap, Traverse, Variance, YourImage, _bar_picture, _heat_map, _over_image, _picture, explore,
+    PANELS, Basis, Bits, Mixture, Panel, Recolour, Subject, Swap, Traverse, Variance, YourImage, _bar_picture, _over_image, _page_file, _titles, explore,
 )  # fmt: skip
 from farmer.files import import_optional
 from farmer.glyphs import glyph_item
 from farmer.model import Latents
 from farmer.patches import patchify
+from farmer.plots import heat_map, legend, picture_grid
 from farmer.pretrained import embedded_models
 
 
@@ -50,7 +53,7 @@ def cell(file: bytes, column: int, row: int = 0, *, side: int, above: int) -> np
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_picture_is_a_grid_of_whole_enlargements(channels, titles, row_titles, above):
     images = torch.rand(7, channels, 8, 8, generator=seeded()) * 2.4 - 1.2  # clipped beyond 1
-    found = pixels(_picture(images, 3, titles, row_titles, width=27))  # 3 screen pixels for each: 24
+    found = pixels(picture_grid(images, 3, titles, row_titles, width=27))  # 3 screen pixels for each: 24
     assert found.shape == (3 * (above + 24 + 4), 3 * (24 + 4), 4)
     opaque = np.zeros(found.shape[:2], bool)
     for index, image in enumerate(images):
@@ -65,27 +68,51 @@ def test_a_picture_is_a_grid_of_whole_enlargements(channels, titles, row_titles,
 
 def test_sizes_of_pictures():
     image = torch.zeros(2, 1, 8, 8)
-    assert pixels(_picture(image)).shape == (68, 2 * 68, 4)  # fewer than the columns
-    assert pixels(_picture(image[:1], width=8)).shape == (12, 12, 4)
-    assert pixels(_picture(torch.zeros(1, 3, 100, 100))).shape == (68, 68, 4)  # shrunk
-    assert pixels(_picture(torch.zeros(1, 1, 8, 16))).shape == (36, 68, 4)
-    assert pixels(_picture(torch.zeros(1, 1, 200, 100), width=50)).shape == (104, 54, 4)
-    long = pixels(_picture(image[:1], row_titles=["a title wider than the one image below it"]))
+    assert pixels(picture_grid(image)).shape == (68, 2 * 68, 4)  # fewer than the columns
+    assert pixels(picture_grid(image[:1], width=8)).shape == (12, 12, 4)
+    assert pixels(picture_grid(torch.zeros(1, 3, 100, 100))).shape == (68, 68, 4)  # shrunk
+    assert pixels(picture_grid(torch.zeros(1, 1, 8, 16))).shape == (36, 68, 4)
+    assert pixels(picture_grid(torch.zeros(1, 1, 200, 100), width=50)).shape == (104, 54, 4)
+    long = pixels(picture_grid(image[:1], row_titles=["a title wider than the one image below it"]))
     assert long.shape[1] > 200 and long[:24, -10:, 3].any()  # not cut off
 
 
 def test_titles_stand_above_their_images_and_rows():
     image = torch.ones(4, 1, 8, 8)
-    both = pixels(_picture(image, 2, ["1", "", "", "4"], ["", "second row"]))[..., 3] > 0
+    both = pixels(picture_grid(image, 2, ["1", "", "", "4"], ["", "second row"]))[..., 3] > 0
     height = 40 + 64 + 4
     assert not both[:20].any() and both[height : height + 20].any()  # of rows
     above = [both[row * height + 24 : row * height + 42, column * 68 + 4 : column * 68 + 68].any() for row in (0, 1) for column in (0, 1)]
     assert above == [True, False, False, True]
 
 
+def tiles(page: str) -> list[tuple[str, np.ndarray]]:  # texts, (H, W, 3)
+    "The images of a page, with the texts for those who do not see them."
+    found = re.findall(r'<img alt="([^"]*)"[^>]*base64,([^"]*)"', page)
+    assert len(found) == page.count("<img")
+    return [(text, pixels(base64.b64decode(file))[..., :3]) for text, file in found]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_page_shows_the_images_one_by_one(channels):
+    images = torch.rand(5, channels, 4, 6, generator=seeded()) * 2 - 1
+    page = picture_grid(images, 3, ["a < b", "z^R", "", "d"], ["first", "second"], width=60).html
+    assert [text for text, _ in tiles(page)] == ["a &lt; b", "z^R", "first, 3", "d", "second, 2"]
+    for (_, shown), image in zip(tiles(page), images):
+        assert np.array_equal(shown, to_levels(image.expand(3, -1, -1), 256).permute(1, 2, 0).numpy())
+    assert page.count("--columns: 3; --side: 120px") == 2 and "<figcaption>z<sup>R</sup></figcaption>" in page and page.count("<h2>") == 2
+
+
+def test_a_legend_has_the_colours_of_the_map():
+    for signed, places in ((False, (0, 0.5, 1)), (True, (-1, 0, 1))):
+        expected = heat_map(torch.tensor(places, dtype=torch.float32).reshape(1, 1, 3), 1.0, signed)[0, :, 0].T.add(1).mul(127.5).round().int().tolist()
+        shown = [[*map(int, colour.split())] for colour in re.findall(r"rgb\(([\d ]+)\)", legend("low", "high", signed))]
+        assert [shown[0], shown[len(shown) // 2], shown[-1]] == expected
+
+
 def test_the_ends_of_the_colour_scales():
     values = torch.tensor([[[0.0, 2.0, 1.0, 5.0, -1.0]]])
-    plain, signed = _heat_map(values, 2.0), _heat_map(torch.tensor([[[-3.0, 0.0, 3.0, -9.0, 9.0]]]), 3.0, signed=True)
+    plain, signed = heat_map(values, 2.0), heat_map(torch.tensor([[[-3.0, 0.0, 3.0, -9.0, 9.0]]]), 3.0, signed=True)
     assert plain.shape == (1, 3, 1, 5) and min(plain.min(), signed.min()) >= -1 and max(plain.max(), signed.max()) <= 1
     colours = [matplotlib.colormaps["cividis"](place)[:3] for place in (0.0, 1.0, 0.5, 1.0, 0.0)]
     assert_close(plain[0, :, 0].T, torch.tensor(colours, dtype=torch.float32) * 2 - 1)
@@ -161,6 +188,7 @@ def rivals(panel: Basis) -> list[Subject]:
 def several_models(monkeypatch):
     "So that the panel Basis does not hang on which models happen to be embedded."
     monkeypatch.setattr(Basis, "models", property(rivals))
+    monkeypatch.setattr(explorer, "_rivals", lambda subject: ["rival"])
 
 
 def shown(outputs: dict[str, object]) -> dict[str, object]:
@@ -199,7 +227,7 @@ TABLE = [  # panel, control, value, outputs that change, outputs that stay
     ("Mixture", "token", 6, ["image", "figure", "note"], []),
     ("Mixture", "across", 2, ["figure"], ["image", "note"]),
     ("Mixture", "up", 2, ["figure"], ["image", "note"]),
-    ("Mixture", "scale", 3.0, ["figure"], ["image", "note"]),
+    ("Mixture", "scale", 3.0, ["figure"], ["image"]),
     ("Basis", "image", 5, ["rows"], []),
     ("Basis", "donor", 5, ["rows"], []),
     ("Basis", "scale", 3.0, ["rows"], []),
@@ -306,7 +334,7 @@ def test_variance_starts_with_the_held_out_images(digits):
     panel, look = Variance(digits), dict(side=64, above=20)
     with torch.no_grad():
         for index in (0, 9):
-            expected = cell(_picture(digits.images[index : index + 1], width=64), 0, side=64, above=0)
+            expected = cell(picture_grid(digits.images[index : index + 1], width=64), 0, side=64, above=0)
             assert np.array_equal(cell(panel.render()["now"], index, **look), expected)
             strip = panel.render(image=index)["strip"]
             assert np.array_equal(cell(strip, 0, side=64, above=40), expected)
@@ -320,8 +348,8 @@ def test_swap_of_no_token_gives_the_images_back(digits):
     for column, own in ((1, 0), (2, 3)):
         assert np.abs(cell(untouched, column, **look) - cell(untouched, own, **look)).max() <= 1  # up to rounding
         assert np.abs(cell(full, column, **look) - cell(full, own, **look)).max() > 1
-    made = digits.model.decode(Latents(digits.latents.informative[3:4], digits.latents.redundant[17:18]))
-    assert np.abs(cell(full, 1, **look) - cell(_picture(made, width=144), 0, side=144, above=0)).max() <= 1
+    made = digits.model.decode(Latents(digits.latents.informative[8:9], digits.latents.redundant[17:18]))
+    assert np.abs(cell(full, 1, **look) - cell(picture_grid(made, width=144), 0, side=144, above=0)).max() <= 1
 
 
 def test_swapping_an_image_with_itself_shows_no_change(digits):
@@ -340,7 +368,7 @@ def test_traversing_is_in_deviations_over_the_held_out_images(digits):
     for channel, group, index in ((1, "informative", 1), (3, "redundant", 0)):
         _, _, latents = digits.pick(4)
         getattr(latents, group)[0, 6, index] += 2 * getattr(digits.latents, group)[:, 6, index].std(correction=0)
-        expected = cell(_picture(digits.model.decode(latents), width=144), 0, side=144, above=0)
+        expected = cell(picture_grid(digits.model.decode(latents), width=144), 0, side=144, above=0)
         outputs = Traverse(digits).render(image=4, token=6, channel=channel, offset=2.0)
         assert np.abs(cell(outputs["now"], 1, side=144, above=20) - expected).max() <= 1
         assert np.abs(cell(outputs["sweep"], 4, side=64, above=40)[::8, ::8] - expected[::18, ::18]).max() <= 1  # titled +2
@@ -350,7 +378,7 @@ def test_the_most_surprising_images_cost_most(digits):
     order, surprise = digits.bits.argsort(), Bits(digits).render()["surprise"]
     for row, chosen in enumerate((order[:6], order[-6:])):
         for column, index in enumerate(chosen):
-            assert np.array_equal(cell(surprise, column, row, side=64, above=40), cell(_picture(digits.images[index, None]), 0, side=64, above=0))
+            assert np.array_equal(cell(surprise, column, row, side=64, above=40), cell(picture_grid(digits.images[index, None]), 0, side=64, above=0))
 
 
 def test_the_bits_in_the_note_are_those_of_the_model(digits):
@@ -390,7 +418,7 @@ def test_basis_makes_what_its_titles_say(digits):
         (_, label, latents), (_, _, other) = subject.pick(4), subject.pick(5)
         states = [redraw_redundant(subject.model, latents, label, scale, seeded()) for scale in (0, 2.0)] + [Latents(latents.informative, other.redundant)]
         for column, state in enumerate(states, 1):
-            expected = cell(_picture(subject.model.decode(state), width=96), 0, side=96, above=0)
+            expected = cell(picture_grid(subject.model.decode(state), width=96), 0, side=96, above=0)
             assert np.abs(cell(rows, column, row, **look) - expected).max() <= 1
 
 
@@ -430,25 +458,25 @@ def test_recolouring_is_a_swap_with_the_giver(digits):
     expected = torch.cat([piece, model.decode(faded), model.decode(Latents(own.informative, donor.redundant)), digits.images[6:7]])
     made = Recolour(digits).render(content=photograph, giver=6, **place)["made"]
     for column in range(4):
-        assert np.abs(cell(made, column, side=144, above=20) - cell(_picture(expected, width=144), column, side=144, above=0)).max() <= 1
+        assert np.abs(cell(made, column, side=144, above=20) - cell(picture_grid(expected, width=144), column, side=144, above=0)).max() <= 1
     assert made == Recolour(digits).render(content=photograph, other=png(digits.images[6]), **place)["made"]
 
 
-@pytest.mark.parametrize("height, width, place, edges", [  # left, upper, right and lower edge of the frame, in a picture of 224 pixels
-    (100, 100, dict(), (0, 0, 224, 224)), (100, 200, dict(across=0.0), (0, 0, 112, 112)), (200, 100, dict(down=1.0), (0, 112, 112, 224)),
-    (448, 448, dict(across=1.0, down=0.5, zoom=4.0), (168, 84, 224, 140)), (7, 7, dict(across=0.0, down=0.0, zoom=2.0), (0, 0, 112, 112)),
+@pytest.mark.parametrize("height, width, place, edges", [  # left, upper, right and lower edge of the frame, in a picture of 448 pixels
+    (100, 100, dict(), (0, 0, 448, 448)), (100, 200, dict(across=0.0), (0, 0, 224, 224)), (200, 100, dict(down=1.0), (0, 224, 224, 448)),
+    (448, 448, dict(across=1.0, down=0.5, zoom=4.0), (336, 168, 448, 280)), (7, 7, dict(across=0.0, down=0.0, zoom=2.0), (0, 0, 224, 224)),
 ])  # fmt: skip
 def test_the_frame_stands_where_the_piece_is_cut(digits, height, width, place, edges):
     where = pixels(Recolour(digits).render(content=encoded(Image.new("RGB", (width, height), (200, 30, 30))), **place)["where"]).astype(int)
     left, upper, right, lower = edges
     white, red = (np.abs(where[..., :3] - colour).max(2) < 3 for colour in ((255, 255, 255), (200, 30, 30)))
-    frame = np.zeros((224, 224), bool)
+    frame = np.zeros((448, 448), bool)
     frame[upper:lower, left:right] = True
-    frame[upper + 1 : lower - 1, left + 1 : right - 1] = False
-    assert where.shape == (224, 224, 4) and np.array_equal(white, frame)
-    assert red[upper + 3 : lower - 3, left + 3 : right - 3].all()
+    frame[upper + 2 : lower - 2, left + 2 : right - 2] = False
+    assert where.shape == (448, 448, 4) and np.array_equal(white, frame)
+    assert red[upper + 6 : lower - 6, left + 6 : right - 6].all()
     shown = where[..., 3] > 0
-    assert shown.sum() == 224 * 224 * min(height, width) // max(height, width) and shown[0, 0]
+    assert shown.sum() == 448 * 448 * min(height, width) // max(height, width) and shown[0, 0]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000)])
@@ -495,7 +523,9 @@ def test_every_panel_works_on_every_size_of_model(panel, changes):
     (dict(flow="coupling"), {}),
 ])  # fmt: skip
 def test_panels_say_what_a_model_lacks(changes, refused):
+    "And the page leaves them out."
     subject = small_subject(**changes)
+    assert _titles(subject) == [title for title in PANELS if title not in refused]
     for name, panel in PANELS.items():
         opened = panel(subject)
         lowest = {key: control.values[0] for key, control in opened.controls().items() if control.kind == "slider"}
@@ -505,6 +535,12 @@ def test_panels_say_what_a_model_lacks(changes, refused):
             complaint(ValueError, lambda: opened.render(**lowest), refused[name])
         else:
             assert shown(opened.render(**lowest))
+
+
+def test_the_page_leaves_out_what_cannot_be_shown(monkeypatch):
+    assert "Mixture" not in _titles(small_subject(informative_channels=1))
+    monkeypatch.setattr(explorer, "_rivals", lambda subject: [])
+    assert "Basis" not in _titles(small_subject()) and len(_titles(small_subject())) == len(PANELS) - 1
 
 
 def test_a_model_without_classes():
@@ -542,7 +578,7 @@ def test_a_training_image_is_its_own_nearest(digits):
     for index in (0, 777):
         images, _ = digits.training
         nearest_rows = YourImage(digits).render(content=png(images[index]))["nearest"]
-        expected = cell(_picture(images[index : index + 1]), 0, side=64, above=0)
+        expected = cell(picture_grid(images[index : index + 1]), 0, side=64, above=0)
         for row in range(3):
             same = [np.array_equal(cell(nearest_rows, column, row, side=64, above=20), expected) for column in range(3)]
             assert same == [True, True, False]  # the picture, its nearest, the next
@@ -557,12 +593,46 @@ def test_the_costs_in_the_note_are_those_of_the_model(digits):
     assert f"Nine of ten held-out images cost {low:.2f} to {high:.2f}" in note
 
 
+def test_the_first_picture_is_one_that_the_model_reads(digits):
+    "A held-out image whose class it is sure of."
+    images = replace(digits, images=digits.images.clone())
+    wrong = next(index for index in range(10, 24) if digits.labels[index] != digits.labels[0])
+    images.images[0] = images.images[wrong]  # read as another class than its label says
+    vars(images).update(bits=digits.bits, training=digits.training)
+    panel = YourImage(images)
+    one = next(image for image, label in zip(images.images[:, None], images.labels) if panel.costs(image)[1][label] > 0.9)
+    assert panel.render()["seen"] == picture_grid(one, titles=["as the model sees it"], width=144) and not torch.equal(one, images.images[:1])
+
+
+def test_doubts_are_said(digits):
+    "How likely a label is follows from the costs by Bayes' rule; what costs more than nearly all held-out images has none."
+    panel, image = YourImage(digits), digits.images[2:3]
+    bits, shares = panel.costs(image)
+    assert_close(shares, torch.softmax(-bits[:-1].double() * 64 * math.log(2), 0).float(), rtol=1e-3, atol=1e-5)
+    assert "unsure" not in panel.verdict(image) and "nothing like it" not in panel.verdict(image)
+    noise = torch.randint(17, (1, 1, 8, 8), generator=seeded()) / 8 - 1
+    assert "knows nothing like it" in panel.verdict(noise)
+    bits = torch.full_like(bits, digits.bits.median())
+    with mock.patch.object(panel, "costs", return_value=(bits, torch.eye(10)[3] * 0.6)):
+        assert "<b>The model is unsure</b>: 60% for this label." in panel.verdict(image) and "label 3" in panel.verdict(image)
+
+
+def test_labels_have_names():
+    subject = small_subject()
+    subject.model.class_names = ("cat", "<dog>", "2")
+    label = Bits(subject).controls()["label"]
+    assert label.values == ("its own", "none", "0", "1", "2") and label.texts == ("its own", "none", "0 (cat)", "1 (<dog>)", "2")
+    menu = find(Bits(subject).show(label="1"), "Dropdown", "label")
+    assert (menu.label, menu.value) == ("1 (<dog>)", "1")
+    assert "<dog>" not in YourImage(subject).render()["note"] and "given the class 1 (&lt;dog&gt;)" in Mixture(subject).render(image=1, token=0)["note"]
+
+
 def test_the_latents_are_a_row_a_token(digits):
     page = pixels(YourImage(digits).render(content=png(digits.images[2]))["latents"])[20:-4, :-4]
     values = torch.cat([digits.latents.informative[2], digits.latents.redundant[2]], 1)
     rows = columns = 10
     page = page[:, : columns * values.shape[1]]
-    expected = cell(_picture(_heat_map(values[None], 3.0, signed=True), width=columns * values.shape[1]), 0, side=10_000, above=0)
+    expected = cell(picture_grid(heat_map(values[None], 3.0, signed=True), width=columns * values.shape[1]), 0, side=10_000, above=0)
     assert np.abs(page[rows // 2 :: rows, columns // 2 :: columns, :3].astype(int) - expected[rows // 2 : -4 : rows, columns // 2 : -4 : columns]).max() <= 1
 
 
@@ -601,37 +671,54 @@ def test_a_panel_shows_what_it_renders(digits, panel):
     root, name = opened.show(), type(opened).__name__.lower()
     assert isinstance(root, ipywidgets.Widget) and f"farmer-{name}" in root._dom_classes and alerts(root) == []
     for output, content in opened.render().items():
-        kind = {bytes: "Image", str: "HTML"}.get(type(content), "FigureWidget")
+        kind = "HTML" if isinstance(content, (bytes, str)) else "FigureWidget"
         widget = find(root, kind, name=f"farmer-{name}-{output}")
         if kind == "FigureWidget":
             assert [trace.name for trace in widget.data] == [trace.name for trace in content.data]
         else:
-            assert widget.value == content
-        if kind == "Image":
-            assert widget.layout.width == f"{pixels(content).shape[1]}px"  # a pixel of the screen for each of the picture
+            assert widget.value == getattr(content, "html", content)
+        if isinstance(content, bytes):
+            assert all(text for text, _ in tiles(widget.value))
+
+
+def test_every_panel_explains_itself(digits):
+    texts = dict(line.split(": ", 1) for line in _page_file("panels.html").splitlines())
+    assert texts.keys() == {panel.__name__ for panel in PANELS.values()}
+    assert all(word in text for text in texts.values() for word in ("<b>You see</b>", "<b>Try</b>", "<b>Expect</b>"))
+    assert Bits(digits).show().children[0].value == texts["Bits"]
+
+
+def test_a_panel_says_that_it_is_busy(digits):
+    panel = Bits(digits)
+    root, seen = panel.show(), []
+    with mock.patch.object(panel, "pictures", lambda **state: seen.append("explorer-busy" in root._dom_classes) or {}):
+        find(root, "IntSlider", "image").value = 4
+    with mock.patch.object(panel, "pictures", side_effect=KeyError), pytest.raises(KeyError):
+        find(root, "IntSlider", "image").value = 5
+    assert seen == [True] and "explorer-busy" not in root._dom_classes
 
 
 def test_a_slider_redraws_and_reset_goes_back(digits):
     panel = Variance(digits)
     root = panel.show()
-    now, start, line = find(root, "Image", name="farmer-variance-now"), panel.render(), code_of(root)
+    now, start, line = find(root, "HTML", name="farmer-variance-now"), panel.render(), code_of(root)
     find(root, "FloatSlider", "variance times").value = 2.5
     find(root, "IntSlider", "seed").value = 4
-    assert now.value == panel.render(scale=2.5, seed=4)["now"] != start["now"]
+    assert now.value == panel.render(scale=2.5, seed=4)["now"].html != start["now"].html
     assert "scale=2.5, seed=4" in code_of(root)
     find(root, "Button", "reset").click()
-    assert now.value == start["now"] and code_of(root) == line and find(root, "FloatSlider", "variance times").value == 1.0
+    assert now.value == start["now"].html and code_of(root) == line and find(root, "FloatSlider", "variance times").value == 1.0
 
 
 def test_a_panel_opens_in_a_state(digits):
     panel = Bits(digits)
     root = panel.show(image=7, label="none")
-    assert find(root, "Image", name="farmer-bits-maps").value == panel.render(image=7, label="none")["maps"]
+    assert find(root, "HTML", name="farmer-bits-maps").value == panel.render(image=7, label="none")["maps"].html
     assert (find(root, "IntSlider", "image").value, find(root, "Dropdown", "label").value) == (7, "none")
     find(root, "Dropdown", "label").value = "3"
-    assert find(root, "Image", name="farmer-bits-maps").value == panel.render(image=7, label="3")["maps"]
+    assert find(root, "HTML", name="farmer-bits-maps").value == panel.render(image=7, label="3")["maps"].html
     find(root, "Button", "reset").click()
-    assert find(root, "Image", name="farmer-bits-maps").value == panel.render()["maps"]
+    assert find(root, "HTML", name="farmer-bits-maps").value == panel.render()["maps"].html
 
 
 @pytest.mark.parametrize("state, words", [(dict(colour=3), ["'colour'"]), (dict(image=99), ["image", "99"]), (dict(label="purple"), ["label", "'purple'"])])
@@ -659,14 +746,14 @@ def test_a_figure_follows_its_controls(digits):
 def test_an_error_is_text_and_the_pictures_stay(digits, error):
     panel = Variance(digits)
     root = panel.show()
-    now, slider = find(root, "Image", name="farmer-variance-now"), find(root, "IntSlider", "seed")
+    now, slider = find(root, "HTML", name="farmer-variance-now"), find(root, "IntSlider", "seed")
     before = now.value
     with mock.patch.object(panel, "pictures", side_effect=error("no <b>such</b> thing")):
         slider.value = 1
         assert ["no &lt;b&gt;such&lt;/b&gt; thing" in text for text in alerts(root)] == [True]
         assert now.value == before and now in walk(root)
     slider.value = 2
-    assert alerts(root) == [] and now.value == panel.render(seed=2)["now"] != before
+    assert alerts(root) == [] and now.value == panel.render(seed=2)["now"].html != before
 
 
 def test_a_panel_that_fails_from_the_start_says_so(digits):
@@ -674,26 +761,26 @@ def test_a_panel_that_fails_from_the_start_says_so(digits):
         root = Bits(digits).show()
         assert ["not yet" in text for text in alerts(root)] == [True]
     find(root, "IntSlider", "image").value = 5
-    assert alerts(root) == [] and find(root, "Image", name="farmer-bits-maps").value == Bits(digits).render(image=5)["maps"]
+    assert alerts(root) == [] and find(root, "HTML", name="farmer-bits-maps").value == Bits(digits).render(image=5)["maps"].html
 
 
 def test_buttons_of_the_tokens(digits):
     panel = Swap(digits)
     root = panel.show()
-    swapped, buttons = find(root, "Image", name="farmer-swap-swapped"), [widget for widget in walk(root) if isinstance(widget, ipywidgets.ToggleButton)]
+    swapped, buttons = find(root, "HTML", name="farmer-swap-swapped"), [widget for widget in walk(root) if isinstance(widget, ipywidgets.ToggleButton)]
     assert len(buttons) == 16 and all(button.value for button in buttons)
     with mock.patch.object(panel, "pictures", wraps=panel.pictures) as counted:
         find(root, "Button", "none").click()
         assert counted.call_count == 1 and not any(button.value for button in buttons)  # one redraw, not one for each button
-    assert swapped.value == panel.render(tokens=())["swapped"]
+    assert swapped.value == panel.render(tokens=())["swapped"].html
     buttons[5].value = buttons[2].value = True
-    assert swapped.value == panel.render(tokens=(2, 5))["swapped"] and "tokens=(2, 5)" in code_of(root)
+    assert swapped.value == panel.render(tokens=(2, 5))["swapped"].html and "tokens=(2, 5)" in code_of(root)
     assert [button.button_style for button in buttons].count("primary") == 2
     find(root, "Button", "all").click()
-    assert swapped.value == panel.render()["swapped"]
+    assert swapped.value == panel.render()["swapped"].html
     find(root, "Button", "none").click()
     find(root, "Button", "reset").click()
-    assert swapped.value == panel.render()["swapped"] and all(button.value for button in buttons)
+    assert swapped.value == panel.render()["swapped"].html and all(button.value for button in buttons)
 
 
 def uploaded(content: bytes) -> tuple:
@@ -705,19 +792,19 @@ def test_uploading_and_drawing(subjects):
     for name in ("digits", "glyphs-field"):
         panel = YourImage(subjects[name])
         root = panel.show()
-        seen, note = find(root, "Image", name="farmer-yourimage-seen"), find(root, "HTML", name="farmer-yourimage-note")
+        seen, note = find(root, "HTML", name="farmer-yourimage-seen"), find(root, "HTML", name="farmer-yourimage-note")
         upload, canvas, start = find(root, "FileUpload"), find(root, "Canvas"), seen.value
         channels, height, width = panel.subject.model.config.image_shape
         assert canvas.shape == [channels, height, width]
         upload.value = uploaded(png(panel.subject.images[5]))
-        assert seen.value == panel.render(content=png(panel.subject.images[5]))["seen"] != start and note.value.startswith("Your picture")
+        assert seen.value == panel.render(content=png(panel.subject.images[5]))["seen"].html != start and note.value.startswith("Your picture")
         drawing = np.random.default_rng(0).integers(0, 256, (height, width, 4))
         drawing[..., 3] = 255
         canvas.pixels = drawing.flatten().tolist()
         drawn = encoded(Image.fromarray(drawing[..., :3].astype(np.uint8)))
-        assert seen.value == panel.render(content=drawn)["seen"]
+        assert seen.value == panel.render(content=drawn)["seen"].html
         upload.value = uploaded(png(panel.subject.images[6]))  # whichever came last
-        assert seen.value == panel.render(content=png(panel.subject.images[6]))["seen"]
+        assert seen.value == panel.render(content=png(panel.subject.images[6]))["seen"].html
         find(root, "Button", "reset").click()
         assert seen.value == start and canvas.pixels == [] and upload.value == () and not note.value.startswith("Your picture")
 
@@ -725,16 +812,16 @@ def test_uploading_and_drawing(subjects):
 def test_uploading_a_photograph_and_a_giver(digits):
     panel = Recolour(digits)
     root = panel.show()
-    made, line = find(root, "Image", name="farmer-recolour-made"), code_of(root)
+    made, line = find(root, "HTML", name="farmer-recolour-made"), code_of(root)
     own, giver = (widget for widget in walk(root) if isinstance(widget, ipywidgets.FileUpload))
     start, files = made.value, [encoded(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 20), np.uint8))) for seed in (0, 1)]
     own.value = uploaded(files[0])
-    assert made.value == panel.render(content=files[0])["made"] != start
+    assert made.value == panel.render(content=files[0])["made"].html != start
     giver.value = uploaded(files[1])
-    assert made.value == panel.render(content=files[0], other=files[1])["made"]
+    assert made.value == panel.render(content=files[0], other=files[1])["made"].html
     find(root, "FloatSlider", "zoom").value = 2.5
     find(root, "FloatSlider", "square: down").value = 0.1
-    assert made.value == panel.render(content=files[0], other=files[1], zoom=2.5, down=0.1)["made"]
+    assert made.value == panel.render(content=files[0], other=files[1], zoom=2.5, down=0.1)["made"].html
     giver.value = uploaded(b"hello")
     assert ["not a picture" in text for text in alerts(root)] == [True]
     find(root, "Button", "reset").click()
@@ -743,9 +830,9 @@ def test_uploading_a_photograph_and_a_giver(digits):
 
 def test_uploading_what_is_no_picture(digits):
     root = YourImage(digits).show()
-    before = find(root, "Image", name="farmer-yourimage-seen").value
+    before = find(root, "HTML", name="farmer-yourimage-seen").value
     find(root, "FileUpload").value = uploaded(b"hello")
-    assert ["not a picture" in text for text in alerts(root)] == [True] and find(root, "Image", name="farmer-yourimage-seen").value == before
+    assert ["not a picture" in text for text in alerts(root)] == [True] and find(root, "HTML", name="farmer-yourimage-seen").value == before
 
 
 # --- The page
@@ -781,7 +868,7 @@ def test_the_page_opens_panels_and_models(page_subjects):
     chooser.value = "Bits"
     find(page, "IntSlider", "image").value = 5
     models.value = "glyphs"
-    assert panels_on(page) == ["Bits"] and find(page, "IntSlider", "image").value == 3 and "glyphs" in code_of(page)
+    assert panels_on(page) == ["Bits"] and find(page, "IntSlider", "image").value == 8 and "glyphs" in code_of(page)
     models.value = "digits"
     assert find(page, "IntSlider", "image").value == 5  # as it was left
     assert page_subjects == [("digits", None), ("glyphs", None)]  # each loaded once
@@ -829,6 +916,7 @@ def without(package: str, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(explorer, "import_optional", refuse)
+        patch.setattr("farmer.plots.import_optional", refuse)
         yield
 
 

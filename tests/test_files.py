@@ -1,12 +1,19 @@
 "Files are written whole or not at all, and optional packages are asked for by name."
 import errno
+import fcntl
+import io
+import multiprocessing
 import os
+import signal
+import socket
 import sys
+import time
+from unittest import mock
 
 import pytest
 from helpers import complaint
 
-from farmer.files import file_digest, import_optional, replace_files, spread
+from farmer.files import STOP_SIGNALS, file_digest, hold_signals, import_optional, lock_folder, replace_files, say, spread, start_worker
 
 
 def test_replace_files_all_or_none(tmp_path):
@@ -29,6 +36,101 @@ def test_the_partial_file_is_removed(tmp_path, monkeypatch):
         replace_files({kept: lambda file: file.write(b"new" * 100_000)})
     assert error.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and kept.read_text() == "old"
+
+
+def test_what_the_dead_left_is_removed(tmp_path):
+    "By the next write of the same file; not what a living process writes, nor what belongs to another file."
+    left, other, living = (tmp_path / name for name in (".file.1.partial", ".other.2.partial", ".file.3.partial"))
+    left.write_text("half"), other.write_text("half")
+    with open(living, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        replace_files({tmp_path / "file": b"new"})
+        assert {path.name for path in tmp_path.iterdir()} == {"file", ".other.2.partial", ".file.3.partial"}
+    replace_files({tmp_path / "file": b"newer"})
+    assert {path.name for path in tmp_path.iterdir()} == {"file", ".other.2.partial"} and (tmp_path / "file").read_bytes() == b"newer"
+
+
+def test_a_folder_is_held_by_one(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with lock_folder(folder, "drawing"):
+        message = complaint(ValueError, lambda: lock_folder(folder, "training").__enter__(), f"{folder} is in use by drawing on {socket.gethostname()}")
+        assert f"process {os.getpid()};" in message
+        with lock_folder(tmp_path, "training"):
+            pass  # another one
+    with pytest.raises(KeyError), lock_folder(folder, "training"):
+        raise KeyError
+    with lock_folder(folder, "training"):
+        pass
+    assert (folder / ".lock").read_bytes() == b""
+
+
+def test_the_dead_hold_no_folder(tmp_path):
+    "kill -9 of one that has forked: neither it nor its child, which lives on, holds the lock."
+    reading, writing = os.pipe()
+    process = os.fork()
+    if not process:
+        holding = lock_folder(tmp_path, "training")
+        holding.__enter__()
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+        os.write(writing, str(child).encode())
+        time.sleep(60)
+    child = int(os.read(reading, 100))
+    complaint(ValueError, lambda: lock_folder(tmp_path, "drawing").__enter__(), f"in use by training on {socket.gethostname()}, process {process};")
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    try:
+        with lock_folder(tmp_path, "drawing"):
+            os.kill(child, 0)  # still there
+            assert f"process {os.getpid()}\n" in (tmp_path / ".lock").read_text()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_where_there_are_no_locks(tmp_path, monkeypatch):
+    "As on some file systems of clusters."
+    monkeypatch.setattr("fcntl.flock", mock.Mock(side_effect=OSError(errno.ENOSYS, "not implemented")))
+    (tmp_path / ".file.1.partial").write_text("perhaps somebody's")
+    with lock_folder(tmp_path, "training"), lock_folder(tmp_path, "drawing"):
+        replace_files({tmp_path / "file": b"new"})
+    assert {path.name for path in tmp_path.iterdir()} == {"file", ".lock", ".file.1.partial"}
+
+
+def test_workers_leave_signals_to_their_parent_and_end_with_it(tmp_path):
+    reading, writing = os.pipe()
+    context = multiprocessing.get_context("fork")
+
+    def work() -> None:
+        start_worker(0)
+        for number in STOP_SIGNALS:
+            os.kill(os.getpid(), number)
+        os.write(writing, b"alive")
+        time.sleep(60)
+
+    parent = os.fork()
+    if not parent:
+        os.close(reading)
+        context.Process(target=work).start()
+        time.sleep(60)
+    os.close(writing)
+    assert os.read(reading, 100) == b"alive"
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert os.read(reading, 100) == b""  # its end of the pipe is closed
+    with hold_signals():
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= set(STOP_SIGNALS)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOP_SIGNALS)
+
+
+def test_anything_can_be_said(capsys, monkeypatch):
+    say("caf\udce9.png")
+    assert capsys.readouterr().out == "caf\\udce9.png\n"
+    strict = io.TextIOWrapper(io.BytesIO(), "latin-1", "strict")
+    monkeypatch.setattr("sys.stdout", strict)
+    say("\u732b.png")
+    strict.flush()
+    assert strict.buffer.getvalue() == b"\\u732b.png\n"
 
 
 def test_file_digest(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from farmer.mixture import GaussianMixture, MixtureHead
-from helpers import normal, seeded
+from helpers import library, normal, seeded
 
 
 def random_mixture(batch=(), components=4, dimensions=3, dtype=torch.float32, log_scale=-1.0) -> GaussianMixture:
@@ -250,6 +250,18 @@ def test_shared_values_never_meet_every_component_in_memory():
         GaussianMixture(*parameters).log_prob(value).sum().backward()
     sizes = [math.prod(shape) for event in profile.events() for shape in event.input_shapes if shape]
     assert max(sizes) < n * components * dimensions  # of one of the two images
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("place", [0.0, 100.0, -1e4, 1e6])
+def test_shared_mixtures_far_from_the_origin_lose_no_digits(place, dtype):
+    "Expanding the square there would cost nats, even in float64: of narrow components 3 at 1e4 and thousands at 1e6."
+    mean, log_scale = (place + normal(6, 64, seed=0, dtype=torch.float64)).to(dtype), torch.full((6, 64), -7.0, dtype=dtype)
+    mean[0, :32], log_scale[0] = -place, 2.0  # a wide component elsewhere, which does not move the centre
+    value = (mean[1 + torch.arange(50) % 5] + math.exp(-7) * normal(50, 64, seed=1, dtype=torch.float64)).to(dtype)
+    shared = GaussianMixture(torch.zeros(1, 6, dtype=dtype), mean[None], log_scale[None]).log_prob(value)
+    exact = library(GaussianMixture(torch.zeros(6).double(), mean.double(), log_scale.double())).log_prob(value.double())
+    assert_close(shared, exact.to(dtype), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch, values", [((), ()), ((4,), (4,)), ((), (4,)), ((2, 1), (2, 4))])

@@ -1,6 +1,6 @@
 "The model's methods for people: what they refuse and how they say so, and no hidden chance."
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -289,3 +289,18 @@ def test_log_prob_is_resolved_into_tokens_and_channels():
 
 def test_no_base_class_stands_between_farmer_and_module():
     assert Farmer.__bases__ == (torch.nn.Module,)
+
+
+@pytest.mark.parametrize("wrong", [True, 1.0, 10**30, "1"])
+def test_whole_numbers_are_whole_and_of_64_bits(wrong):
+    for field in fields(FarmerConfig):
+        if type(field.default) is int:
+            complaint(ValueError, lambda: FarmerConfig(**{field.name: wrong}), field.name)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(flow_blocks=1001), dict(flow_blocks=40, flow_layers=40), dict(prior_layers=1000), dict(image_shape=(1, 100_002, 2)), dict(image_shape=(50_000, 4, 4)),
+    dict(flow_width=2**20), dict(num_classes=10**7), dict(components=10**6), dict(levels=10**6),
+])  # fmt: skip
+def test_models_that_nobody_could_build_are_refused_at_once(changes):
+    complaint(ValueError, lambda: FarmerConfig(**changes), "1000")

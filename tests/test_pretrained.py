@@ -1,9 +1,11 @@
 "Models in folders and on the hub: files that survive accidents, are checked before they are used, and say what is wrong."
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +22,7 @@ from farmer.files import replace_files
 from farmer.inversion import Student, certify
 from farmer.model import Farmer
 from farmer.patches import dequantize
+from farmer.pretrained import embedded_models, model_card, read_source, save_source, weights_note
 
 # --- Files
 
@@ -207,6 +210,183 @@ def test_older_files_without_a_newer_field_take_its_default(folder):
     (folder / "config.json").write_text(text)
     save_file(weights, folder / "model.safetensors", {"config": text})
     assert Farmer.from_pretrained(folder).config.scale_first_token is True
+
+
+# --- Class names
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_class_names_travel_with_the_weights(tmp_path, half):
+    model = small()
+    assert model.class_names == ()
+    model.save_pretrained(tmp_path, half=half)
+    assert "class_names" not in json.loads((tmp_path / "config.json").read_text()) and Farmer.from_pretrained(tmp_path).class_names == ()
+    Student(Farmer.from_pretrained(tmp_path).flow).save_pretrained(tmp_path)
+    model.class_names = ["Füchse", "2", "a, b"]
+    model.save_pretrained(tmp_path, half=half)
+    loaded = Farmer.from_pretrained(tmp_path)
+    assert loaded.class_names == ("Füchse", "2", "a, b") and loaded.config == model.config
+    assert Student.from_pretrained(tmp_path).bind(loaded.flow)  # named classes make no other model
+
+
+def test_class_names_are_those_of_all_classes(tmp_path):
+    model = small()
+    model.class_names = ("a", "b")
+    complaint(ValueError, lambda: model.save_pretrained(tmp_path / "model"), "class_names", "3 classes")
+    assert not (tmp_path / "model").exists()
+    model = small(num_classes=0)
+    model.class_names = ("a", "b")  # of the data, which the model does not tell apart
+    model.save_pretrained(tmp_path / "model")
+    assert Farmer.from_pretrained(tmp_path / "model").class_names == ()
+
+
+@pytest.mark.parametrize("names", ["abc", ["a", "b"], ["a", "b", 3], {"a": 1, "b": 2, "c": 3}, None])
+def test_other_class_names_are_refused(folder, names):
+    rewrite(folder, config={**json.loads((folder / "config.json").read_text()), "class_names": names})
+    complaint(ValueError, lambda: Farmer.from_pretrained(folder), "config.json", "class_names")
+
+
+def test_the_card_names_the_classes():
+    assert "Classes: 0 a, 1 b\n" in model_card(small().config, None, ("a", "b")) and "Classes" not in model_card(small().config)
+
+
+@pytest.mark.parametrize("name", embedded_models())
+def test_embedded_models_name_their_classes(name):
+    names = load_dataset("photos").class_names if read_source(name) == "photos" else "0123456789"
+    assert Farmer.from_pretrained(name).class_names == tuple(names)
+
+
+# --- Weights that are no model's
+
+
+def rewrite(folder: Path, tensors: dict | None = None, config: dict | None = None, checksum: bool = False) -> None:
+    "The files of a model with other tensors or another configuration, without a checksum, as earlier versions wrote them, or with the old one."
+    text = (folder / "config.json").read_text() if config is None else json.dumps(config)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        metadata = file.metadata() if checksum else {}
+    save_file(load_file(folder / "model.safetensors") if tensors is None else tensors, folder / "model.safetensors", {**metadata, "config": text})
+    (folder / "config.json").write_text(text)
+
+
+def test_files_without_a_checksum_load(folder):
+    right = Farmer.from_pretrained(folder).state_dict()
+    rewrite(folder)
+    assert all(torch.equal(tensor, right[name]) for name, tensor in Farmer.from_pretrained(folder).state_dict().items())
+
+
+SPOIL = {
+    "one NaN": (lambda name, t: t.index_fill(0, torch.tensor([0]), math.nan) if name == "prior.position" else t, "not finite"),
+    "infinity": (lambda name, t: t / 0 if name == "flow.blocks.0.position" else t, "not finite"),
+    "zeros": (lambda name, t: torch.zeros_like(t), "zeros alone"),
+    "zeros but for the basis": (lambda name, t: t if name.startswith("basis") else torch.zeros_like(t), "zeros alone"),
+    "integers": (lambda name, t: t.mul(100).to(torch.int32), "does not hold the weights"),
+    "one of integers": (lambda name, t: t.to(torch.int64) if name == "prior.position" else t, "does not hold the weights"),
+    "stretched basis": (lambda name, t: 1.001 * t if name == "basis.matrix" else t, "no rotation"),
+    "sheared basis": (lambda name, t: t + torch.ones(4, 4).triu(1) if name == "basis.matrix" else t, "no rotation"),
+    "transposed": (lambda name, t: t.mT.contiguous() if t.dim() == 2 else t, "does not hold the weights"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOIL)
+def test_what_are_no_weights_is_refused(folder, kind):
+    change, words = SPOIL[kind]
+    whole = load_file(folder / "model.safetensors")
+    spoiled = {name: change(name, tensor) for name, tensor in whole.items()}
+    assert any(not torch.equal(whole[name], tensor) for name, tensor in spoiled.items())
+    rewrite(folder, spoiled)
+    complaint(ValueError, lambda: Farmer.from_pretrained(folder), words, "model.safetensors")
+    rewrite(folder, whole)
+    assert Farmer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("place", [0.3, 0.9, -1])
+def test_a_flipped_bit_of_weights_is_noticed(folder, place, dtype):
+    "The lowest bit of a number: no check of values could see it."
+    small().to(dtype).save_pretrained(folder)
+    Student(Farmer.from_pretrained(folder).flow).save_pretrained(folder)
+    for name, load in (("student.safetensors", Student), ("model.safetensors", Farmer)):
+        content = bytearray((folder / name).read_bytes())
+        start = 8 + int.from_bytes(content[:8], "little")
+        where = len(content) - dtype.itemsize if place == -1 else start + int((len(content) - start) * place) // 8 * 8
+        content[where] ^= 1
+        (folder / name).write_bytes(content)
+        complaint(ValueError, lambda: load.from_pretrained(folder), f"{name} is damaged", "checksum")
+
+
+def test_the_same_weights_make_the_same_files(folder):
+    Student(Farmer.from_pretrained(folder).flow).save_pretrained(folder)
+    before = contents(folder)
+    for _ in range(5):
+        model = Farmer.from_pretrained(folder)
+        model.save_pretrained(folder)
+        Student(model.flow).save_pretrained(folder)
+        assert contents(folder) == before
+
+
+def test_types_and_names_belong_to_the_checksum(folder):
+    "The same bytes as numbers of another type, or under exchanged names."
+    small().half().save_pretrained(folder)
+    whole = load_file(folder / "model.safetensors")
+    swapped = dict(whole)
+    swapped["flow.blocks.0.start"], swapped["flow.blocks.1.start"] = (whole[f"flow.blocks.{index}.start"] for index in (1, 0))
+    for spoiled in (swapped, {name: tensor.view(torch.bfloat16) for name, tensor in whole.items()}):
+        rewrite(folder, spoiled, checksum=True)
+        complaint(ValueError, lambda: Farmer.from_pretrained(folder), "checksum")
+    rewrite(folder, whole, checksum=True)
+    assert Farmer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [5, -1, 0])
+def test_an_order_of_channels_is_one(tmp_path, value):
+    small(flow="coupling").save_pretrained(tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    order = whole["flow.blocks.0.order"].clone()
+    order[order.argmax()] = value
+    rewrite(tmp_path, {**whole, "flow.blocks.0.order": order})
+    complaint(ValueError, lambda: Farmer.from_pretrained(tmp_path), "order of channels")
+
+
+HUGE = [
+    dict(flow_blocks=10**7), dict(flow_blocks=9_999), dict(flow_blocks=99, flow_layers=99), dict(prior_layers=9_000), dict(flow_width=65_536),
+    dict(prior_width=98_304), dict(components=90_000), dict(num_classes=10**6), dict(condition_repeats=99_999), dict(redundant_components=99_999),
+    dict(image_shape=[1, 99_996, 99_996]), dict(image_shape=[20_000, 4, 4]), dict(image_shape=[1, 10**12, 4]), dict(flow_blocks=10**30), dict(head_width=2**40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", HUGE, ids=str)
+def test_a_huge_configuration_takes_no_memory(folder, changes):
+    "It is compared with the file's header first; where that is too much work, even that is not begun."
+    rewrite(folder, config={**json.loads((folder / "config.json").read_text()), **changes})
+
+    class Watched(Farmer):
+        def __init__(self, config):
+            assert torch.get_default_device().type == "meta", "memory would be taken"
+            super().__init__(config)
+
+    start = time.process_time()
+    complaint(ValueError, lambda: Watched.from_pretrained(folder), "config.json")
+    assert time.process_time() - start < 5
+
+
+def test_the_note_of_a_run_is_checked(folder):
+    note = folder.parent / "run.json"
+    save_source(folder.parent, "digits", {"settings": {"steps": 3}})
+    assert read_source(folder) == "digits" and json.loads(note.read_text())["settings"] == {"steps": 3} and weights_note(folder) == "moving average"
+    for text, words in (("", "not the note"), ("[]", "no keys"), ("{}", "'data' is missing"), ('{"data": 3}', "'data' is 3"), ("[" * 10**5, "nested")):
+        note.write_text(text)
+        for read in (read_source, weights_note):
+            complaint(ValueError, lambda: read(folder), str(note), words)
+    for text in ('{"data": "x"}', '{"data": "x", "weights": 3}', '{"data": "x", "weights": {"other": "y"}}'):
+        note.write_text(text)
+        assert weights_note(folder) == "not noted"
+
+
+def test_the_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small().save_pretrained(tmp_path / "runs" / "model")
+    assert Farmer.from_pretrained("~/runs/model").config == Farmer.from_pretrained(Path("~/runs/model")).config == small().config
+    complaint(FileNotFoundError, lambda: Farmer.from_pretrained("~nobody-of-this-name/model"), "~nobody-of-this-name/model")
 
 
 # --- The embedded models

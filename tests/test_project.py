@@ -272,11 +272,11 @@ def test_import_needs_only_the_core(name, import_failures):
 
 def test_metadata():
     "What pip installed: the farmer command, the license, the extras. If this fails, install again."
-    package = importlib.metadata.distribution("farmer")
+    package = importlib.metadata.distribution("farmer-pixels")
     scripts = {point.name: point.value for point in package.entry_points if point.group == "console_scripts"}
     assert scripts == {"farmer": "farmer.__main__:main"}
     assert package.metadata["License-Expression"] == "Apache-2.0"
-    assert set(package.metadata.get_all("Provides-Extra")) == {"notebooks", "evaluation", "logging", "hub", "dev"}
+    assert set(package.metadata.get_all("Provides-Extra")) == {"notebooks", "evaluation", "hub", "logging", "export", "docs", "dev"}
 
 
 # --- Notebooks
@@ -356,6 +356,16 @@ def test_notebooks_that_are_named_exist():
         unknown = {name for name in re.findall(r"\b\d\d_[a-z]\w*", text) if name not in known}
         unknown |= {f"lesson {name}" for name in re.findall(r"\blessons? (\d+)", text) if name not in lessons}
         assert not unknown, f"{place} speaks of {sorted(unknown)}"
+
+
+def test_no_text_installs_another_farmer():
+    "On the package index `farmer` is somebody else's; ours is farmer-pixels."
+    more = [*(ROOT / "docs").glob("*.*"), *(ROOT / ".github").rglob("*.yml"), ROOT / "CHANGELOG.md", ROOT / "settings.ini"]
+    pattern = re.compile(r"""\b(?:install|uninstall|download|uvx|pipx run|uv add|uv tool run|--with|--from)\b[^\n#|&;`]*?[\s"']farmer(?![\w/.-])""")
+    assert pattern.search("pip install -U 'farmer[hub]'") and pattern.search("uvx farmer demo") and not pattern.search('pip install "farmer-pixels[hub]"')
+    for place, text in {**texts(), **{path.name: path.read_text("utf-8") for path in more}}.items():
+        if place != "tests/test_project.py":
+            assert not (found := pattern.search(text)), f"{place}: {found and found[0]}: the distribution is farmer-pixels"
 
 
 def test_readme_links_lead_somewhere():

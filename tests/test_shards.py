@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_reads_alike, complaint, contents
+from helpers import assert_reads_alike, complaint, contents, encoded
 from PIL import Image
+from pictures import MODES
 from torch.utils.data import DataLoader
 
 import farmer
@@ -115,6 +116,21 @@ def test_own_folders_for_the_splits(tmp_path):
     reports = prepare_shards(tmp_path / "album", tmp_path / "both", SIZE, workers=0)
     assert [r.images for r in reports] == [22, 2]
     assert load_dataset(tmp_path / "both", "test").labels.tolist() == [1, 1]
+
+
+def test_pictures_of_any_mode(tmp_path):
+    "The same pixels from shards as from the folder, and what is no picture in neither."
+    (tmp_path / "album" / "a").mkdir(parents=True)
+    for number, (content, _) in enumerate(MODES.values()):
+        (tmp_path / "album" / "a" / f"{number:03}.png").write_bytes(content)
+    (tmp_path / "album" / "a" / "page.eps").write_bytes(b"%!PS")
+    (tmp_path / "album" / "a" / "999.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    train, test = prepare_shards(tmp_path / "album", tmp_path / "out", 6, workers=0)
+    assert train.left_out + test.left_out == 1 and str(train).endswith("; passed over: 1 x .eps")
+    for split in ("train", "test"):
+        folder, shards = FolderDataset(tmp_path / "album", split, 6), ShardDataset(tmp_path / "out", split)
+        assert torch.equal(shards.pixel_batch(range(len(shards))), folder.pixel_batch(range(len(shards))))  # the one that is left out comes last
+        assert shards.left_out == ({"unreadable": 1} if len(shards) < len(folder) else {})
 
 
 # --- Processes
@@ -270,11 +286,24 @@ def test_nothing_can_be_read(tmp_path):
     complaint(ValueError, lambda: prepare_shards(tmp_path / "album", tmp_path / "out", SIZE, workers=0), tmp_path / "album", "no image")
 
 
+@pytest.mark.parametrize("change", ["class", "empty", "few"])
+def test_a_split_that_does_not_fit_is_found_before_the_work(tmp_path, change):
+    make_album(tmp_path / "album" / "train", 2)
+    if change == "class":
+        make_album(tmp_path / "album" / "test", 2, ("cat", "wolf"))
+    elif change == "empty":
+        (tmp_path / "album" / "test" / "cat").mkdir(parents=True)
+    source = tmp_path / "album" / ("train" if change == "few" else "")
+    complaint((ValueError, FileNotFoundError), lambda: prepare_shards(source, tmp_path / "out", SIZE, workers=0), {"class": "wolf", "empty": "cat", "few": "ten"}[change])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("options, fragment", [
     ({"image_size": 0}, "image_size must be a whole number"),
     ({"image_size": "64"}, "got '64'"),
     ({"image_format": "jpg"}, "'png' or 'ppm'"),
     ({"shard_images": 0}, "shard_images must be a whole number"),
+    ({"workers": -1}, "workers must be a whole number"),
     ({"target": "album/shards"}, "lies in"),
     ({"target": "album"}, "lies in"),
 ])  # fmt: skip
@@ -316,9 +345,11 @@ def test_flipped_byte(shards):
     complaint(ValueError, lambda: ShardDataset(shards).verify(), "000002.tar", shards / "train")
     (shards / "train" / "000004.tar").unlink()
     table = np.load(shards / "train" / "images.npy")
-    table["label"][0] = 1
+    table["label"] = 1 - table["label"]
+    (shards / "train" / "images.npy").unlink()  # `dataset` keeps the old one
     np.save(shards / "train" / "images.npy", table)
-    complaint(ValueError, lambda: ShardDataset(shards).verify(), "images.npy, 000002.tar, 000004.tar")
+    complaint(ValueError, dataset.verify, "images.npy, 000002.tar, 000004.tar")
+    complaint(ValueError, lambda: ShardDataset(shards), shards / "train" / "images.npy", "damaged")  # or the wrong labels would train
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "other size"])
@@ -359,6 +390,103 @@ def test_damaged_index(shards, name, content):
     complaint(ValueError, lambda: load_dataset(shards), path, "prepare the shards again")
 
 
+def change_index(folder, change):
+    "Apply a function to what index.json holds."
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("key", ["format", "image_size", "image_format", "class_names", "shards", "images", "images_sha256", "left out", "enlarged"])
+@pytest.mark.parametrize("value", ["missing", None, "x", -1, True, [[]], {"a": 1}])
+def test_an_index_that_cannot_be(album, shards, key, value):
+    "Whatever is changed, it is refused or makes no difference to the images."
+    before = ShardDataset(shards)
+    pixels, labels = before.batch(range(len(before)))
+    change_index(shards / "train", lambda index: index.pop(key) if value == "missing" else index.update({key: value}))
+    try:
+        after = ShardDataset(shards)
+    except ValueError as error:
+        assert "\n" not in str(error) and str(shards / "train") in str(error) and "prepare the shards again" in str(error)
+        if key != "images_sha256":
+            complaint(ValueError, lambda: prepare_shards(album, shards, SIZE, shard_images=5, workers=0), shards / "train")
+    else:
+        assert key in ("left out", "enlarged", "image_format") and torch.equal(after.batch(range(len(before)))[0], pixels) and torch.equal(after.labels, labels)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("name", "../test/000000.tar"), ("name", "/dev/zero"), ("name", 3), ("name", None), ("bytes", 1), ("bytes", "many"), ("bytes", 10**30), ("sha256", []),
+])  # fmt: skip
+def test_a_shard_that_cannot_be(shards, key, value):
+    change_index(shards / "train", lambda index: index["shards"][1].update({key: value}))
+    complaint(ValueError, lambda: ShardDataset(shards), shards / "train", "prepare the shards again")
+
+
+def test_an_index_nested_without_end(shards):
+    (shards / "train" / "index.json").write_text('{"format": ' + "[" * 100_000)
+    complaint(ValueError, lambda: ShardDataset(shards), shards / "train" / "index.json", "prepare the shards again")
+
+
+@pytest.mark.parametrize("column, value", [("label", 2), ("label", -1), ("shard", 5), ("shard", -1), ("offset", -1), ("offset", 2**62), ("length", 0), ("length", 2**62)])
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_table_that_cannot_be(shards, column, value, honest):
+    "Also if its checksum says that nothing happened."
+    path = shards / "train" / "images.npy"
+    table = np.load(path)
+    table[column][3] = value
+    np.save(path, table)
+    if not honest:
+        change_index(shards / "train", lambda index: index.update(images_sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+    complaint(ValueError, lambda: ShardDataset(shards), path, "damaged", "prepare the shards again")
+
+
+@pytest.mark.parametrize("kind", ["other columns", "fewer rows", "objects", "zip"])
+def test_a_table_of_another_kind(shards, kind):
+    path = shards / "train" / "images.npy"
+    table = np.load(path)
+    table = {"other columns": table["label"], "fewer rows": table[1:], "objects": np.array([{}, None]), "zip": table}[kind]
+    np.savez(path.with_suffix(".npz"), table)
+    path.with_suffix(".npz").rename(path) if kind == "zip" else np.save(path, table)
+    change_index(shards / "train", lambda index: index.update(images_sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+    complaint(ValueError, lambda: ShardDataset(shards), path, "damaged", "prepare the shards again")
+
+
+def interrupted(album, target, monkeypatch):
+    "All shards of train and their journal, but no index."
+    with monkeypatch.context() as patch:
+        patch.setattr(farmer.shards, "_write_index", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare_shards(album, target, SIZE, shard_images=5, workers=0)
+    return target / "train" / "journal.jsonl"
+
+
+@pytest.mark.parametrize("line", [
+    "{}", "[]", "3", "null", "[" * 100_000, '{"name": "000001.tar"}', '{"name": "../../x", "bytes": 5, "sha256": "", "images": [], "remarks": []}',
+    '{"name": "000001.tar", "bytes": 1, "sha256": "", "images": [[0, 1]], "remarks": []}', '{"name": "000001.tar", "bytes": 1, "sha256": "", "images": 3, "remarks": []}',
+    '{"name": "000001.tar", "bytes": 1, "sha256": "", "images": [[99, 0, 0, 1]], "remarks": []}', "\0\0\0\0",
+    '{"name": "000001.tar", "bytes": 1, "sha256": "", "images": [], "remarks": [[99, "left out"]]}',
+    '{"name": "000001.tar", "bytes": 1, "sha256": "", "images": [], "remarks": [[0, 1]]}', '{"name": "000001.tar", "bytes": 1, "sha256": "", "images": [], "remarks": [[[], ""]]}',
+])  # fmt: skip
+def test_a_damaged_journal(album, tmp_path, monkeypatch, line):
+    journal = interrupted(album, tmp_path / "out", monkeypatch)
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:2], line, *lines[3:]]) + "\n")
+    complaint(ValueError, lambda: prepare_shards(album, tmp_path / "out", SIZE, shard_images=5, workers=0), journal, "damaged", "delete")
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_shards_that_the_journal_has_and_the_disk_has_not(album, shards, tmp_path, monkeypatch, damage):
+    "They, and what follows, are made again."
+    interrupted(album, tmp_path / "out", monkeypatch)
+    path = tmp_path / "out" / "train" / "000002.tar"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(content[:-512])
+    train, _ = prepare_shards(album, tmp_path / "out", SIZE, shard_images=5, workers=0)
+    assert train.kept == 2 and contents(tmp_path / "out") == contents(shards)
+
+
 # --- Shards of other tools
 
 
@@ -393,7 +521,34 @@ def test_index_of_foreign_shards(album, tmp_path):
     complaint(ValueError, lambda: prepare_shards(album, tmp_path / "out", SIZE, workers=0), tmp_path / "out" / "train", "choose another folder")
 
 
+def test_keys_with_dots(tmp_path):
+    "A picture with a label of its own is an image; one without belongs to the sample that the first dot ends."
+    files = {name: encoded(Image.new("RGB", (8, 8), (shade, 0, 0))) for name, shade in (("a.png", 1), ("a.b.png", 2), ("c.1.png", 3), ("c.2.PNG", 4), ("d.png", 5))}
+    files |= {name: b"%d" % label for name, label in (("a.cls", 0), ("a.b.cls", 1), ("c.1.cls", 2), ("c.2.cls", 3), ("d.cls", 4), ("d.rank.cls", 7))}
+    files |= {"d.mask.png": encoded(Image.new("RGB", (8, 8))), "d.txt": b"a dog"}
+    pack(tmp_path / "train" / "0.tar", files.items())
+    index_shards(tmp_path / "train", 8)
+    shards = ShardDataset(tmp_path)
+    assert shards.labels.tolist() == [0, 1, 2, 3, 4] and shards.pixel_batch(range(5))[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_members_that_are_no_files(tmp_path):
+    (tmp_path / "train").mkdir()
+    with tarfile.open(tmp_path / "train" / "0.tar", "w") as tar:
+        for name, kind in (("1.png", tarfile.SYMTYPE), ("1.cls", tarfile.FIFOTYPE), ("2.cls", tarfile.DIRTYPE)):
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname = kind, "/etc/passwd"
+            tar.addfile(header)
+    complaint(FileNotFoundError, lambda: index_shards(tmp_path / "train", 8), "no shards with images")
+
+
 @pytest.mark.parametrize("samples, fragment", [
+    ([("1.png", b"x"), ("1.jpg", b"y"), ("1.cls", b"0")], "two pictures of 1"),
+    ([("1.png", b"x"), ("1.cls", b"0"), ("1.png", b"y"), ("1.cls", b"1")], "two pictures of 1"),
+    ([("1.png", b"x"), ("1.cls", b"0"), ("1.cls", b"1")], "two labels of 1"),
+    ([("1.left.png", b"x"), ("1.right.png", b"x"), ("1.cls", b"0")], "lacks 2 labels, the first in 1.left.cls"),
+    ([("1.png", b"x"), ("1.cls", b"0"), ("2.jp2", b"x"), ("2.cls", b"0")], "1 labels without a picture, the first 2.cls"),
+    ([("1.png", b"x"), ("1.cls", b"9" * 5000)], "label 99999999"),
     ([("1.png", b"x")], "1.cls"),
     ([("1.png", b"x"), ("1.cls", b"cat")], "no numbers"),
     ([("1.png", b"x"), ("1.cls", b"-1")], "1.cls"),

@@ -1,5 +1,8 @@
 "The training loop: exact resume, learning at all, its log, and what it does when something goes wrong."
 import gc
+import json
+import os
+import re
 import subprocess
 import sys
 import weakref
@@ -13,6 +16,7 @@ from torch.testing import assert_close
 from farmer import training
 from farmer.checkpoints import checkpoints
 from farmer.data import ArrayDataset, load_dataset
+from farmer.files import lock_folder
 from farmer.model import Farmer
 from farmer.objectives import Likelihood, evaluate_bits_per_dim
 from farmer.training import Trainer, TrainingConfig, plot_log, read_log
@@ -160,8 +164,8 @@ def test_tensorboard_is_written_when_it_is_installed(tmp_path, monkeypatch, inst
     written = []
 
     class Board:
-        def __init__(self, folder):
-            assert folder == tmp_path / "tensorboard"
+        def __init__(self, folder, purge_step):
+            assert folder == tmp_path / "tensorboard" and purge_step == 1
 
         def add_scalar(self, name, value, step):
             written.append((name, step))
@@ -180,7 +184,138 @@ def test_tensorboard_is_written_when_it_is_installed(tmp_path, monkeypatch, inst
     assert expected <= set(written) if installed else not written
 
 
+def test_curves_of_a_run_that_goes_on_are_there_once(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    short = short_training(steps=40, save_every=15, evaluate_every=100)
+    first = make_trainer(tmp_path, short)
+    first.fit(last_step=15)
+    first.log.write({"step": 20, "loss": 1.0})  # then it was killed
+    first.log.board.close()
+    again = make_trainer(tmp_path, short)
+    again.fit()
+    again.log.board.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [event.step for event in events] == [10, 15, 20, 30, 40] and events[2].value != 1.0
+
+
+def test_what_is_no_record_is_left_out(tmp_path):
+    good = [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.5}]
+    lines = [json.dumps(good[0]), "[" * 10**5, "3", "null", '{"loss": 1.0}', '{"step": "ten"}', "\ufffd", json.dumps(good[1]), '{"step": 30, "lo']
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    assert read_log(tmp_path) == good
+    (tmp_path / "log.jsonl").write_bytes(b"\xff\xfe\n" + json.dumps(good[0]).encode() + b"\n")
+    assert read_log(tmp_path) == good[:1]
+    (tmp_path / "log.jsonl").write_text("")
+    complaint(ValueError, lambda: plot_log(tmp_path), "has no record of a step yet")
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path, monkeypatch):
+    "The save of its step comes before it, so nothing else is lost."
+    whole = make_trainer(tmp_path / "whole", short_training(save_every=6))
+    whole.fit()
+
+    def killed(*arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Likelihood, "held_out", killed)
+        make_trainer(tmp_path / "parts", short_training(save_every=6)).fit()
+    resumed = make_trainer(tmp_path / "parts", short_training(save_every=6))
+    assert resumed.step == 6
+    resumed.fit()
+    assert without_speed(read_log(tmp_path / "parts")) == without_speed(read_log(tmp_path / "whole"))
+
+
+def test_a_file_gets_a_line_a_minute(tmp_path, monkeypatch, capfd):
+    clock = iter(range(0, 100_000, 20))  # seconds, at each look
+    monkeypatch.setattr("farmer.distributed.time.monotonic", lambda: next(clock))
+    make_trainer(tmp_path, short_training(steps=100, evaluate_every=1000, save_every=1000)).fit()
+    printed = capfd.readouterr().err
+    lines = printed.splitlines()
+    assert printed.isascii() and "\r" not in printed and len(printed) < 120 * len(lines)
+    assert [int(re.search(r"(\d+)/100 ", line)[1]) for line in lines] == [10, 40, 70, 100] and "loss" in lines[0]
+
+
+# --- Folders, and runs that change
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with lock_folder(tmp_path, "something else"):
+        for attempt in (trainer.fit, lambda: make_trainer(tmp_path)):
+            complaint(ValueError, attempt, f"{tmp_path} is in use by something else on", f"process {os.getpid()}")
+    during = []
+    trainer.evaluate = lambda: during.append(complaint(ValueError, lambda: make_trainer(tmp_path), "is in use by training")) or {"step": trainer.step}
+    trainer.fit()
+    assert len(during) == 2 and make_trainer(tmp_path).step == 12
+
+
+def test_what_changes_no_weight_may_change(tmp_path):
+    whole = make_trainer(tmp_path / "whole")
+    whole.fit()
+    make_trainer(tmp_path / "parts").fit(last_step=7)
+    resumed = make_trainer(tmp_path / "parts", short_training(evaluate_every=3, save_every=2, evaluation_images=5))
+    resumed.fit()
+    assert all(torch.equal(tensor, weights_of(resumed)[name]) for name, tensor in weights_of(whole).items())
+    assert [record["step"] for record in read_log(tmp_path / "parts") if "held_out_average" in record] == [6, 9, 12]
+    complaint(ValueError, lambda: make_trainer(tmp_path / "whole", short_training(steps=20)), "steps 12 -> 20", "--start-from")
+
+
+def test_fine_tuning_starts_where_the_model_is(tmp_path):
+    "On other data: digits in a mirror."
+    model, train, test = Farmer.from_pretrained("digits"), *(load_dataset("digits", split) for split in ("train", "test"))
+    train, test = (ArrayDataset(data.values.flip(3), data.labels, 17, data.class_names) for data in (train, test))
+    before = evaluate_bits_per_dim(model, test, images=200).mean().item()
+    settings = short_training(steps=60, batch_size=64, evaluation_images=200, learning_rate=1e-3, noise_start=0.0, evaluate_every=60)
+    trainer = Trainer(Likelihood(model), train, test, settings, tmp_path, device="cpu")
+    record = trainer.evaluate()
+    assert abs(record["held_out_latest"] - before) < 0.001 and abs(record["held_out_average"] - before) < 0.001
+    trainer.fit()
+    after = read_log(tmp_path)[-1]["held_out_average"]
+    print(f"{before:.3f} bits/dim; before the first step {record['held_out_average']:.3f}, after 60 {after:.3f}")
+    assert after < before - 0.2
+
+
 # --- What goes wrong
+
+
+class Broken(ArrayDataset):
+    "Some of its images cannot be read."
+
+    missing: set[int] = set()
+
+    def pixel_batch(self, indices):
+        for index in torch.as_tensor(indices).tolist():
+            if index in self.missing:
+                raise OSError(f"image {index} is cut short")
+        return super().pixel_batch(indices)
+
+
+def broken(missing: set[int], seed: int = 0) -> Broken:
+    whole = stripes(seed=seed)
+    data = Broken(whole.values, whole.labels, 5, whole.class_names)
+    data.missing = missing
+    return data
+
+
+def test_held_out_images_that_cannot_be_read_are_left_out(tmp_path, capsys):
+    torch.manual_seed(0)
+    objective = Likelihood(Farmer(stripes_config()))
+    Trainer(objective, stripes(), broken({0, 3, 49}, seed=1), short_training(evaluation_images=50), tmp_path, device="cpu").fit()
+    evaluations = [record for record in read_log(tmp_path) if "held_out_average" in record]
+    assert [record["held_out_unreadable"] for record in evaluations] == [3, 3]
+    said = [line for line in capsys.readouterr().out.splitlines() if "cut short" in line]
+    assert said == [f"image {index} is cut short ({count} of 50 so far; left out)" for count, index in enumerate((0, 3, 49), 1)]
+    assert len(evaluate_bits_per_dim(objective.module, broken({1, 2}))) == 48
+    complaint(ValueError, lambda: evaluate_bits_per_dim(objective.module, broken(set(range(50)))), "none of 50 images can be read, the last: image 49 is cut short")
+
+
+def test_images_for_basis_and_fingerprint_that_cannot_be_read_stop_nothing(tmp_path):
+    make_trainer(tmp_path / "new", dataset=broken({0, 3})).fit(2)
+    assert make_trainer(tmp_path / "new", dataset=broken({0, 3})).step == 2
+    make_trainer(tmp_path / "run").fit(2)
+    assert make_trainer(tmp_path / "run", dataset=broken({0, 49})).step == 2  # they broke after the run began
+    complaint(ValueError, lambda: make_trainer(tmp_path / "run", dataset=stripes(48)), "belongs to another run")
 
 
 def test_not_a_number_stops_with_step_quantity_and_checkpoint(tmp_path):

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = {"The method": (0, 8), "The engine": (9, 19), "The laboratory": (20, 30)}  # by number of the notebook
 LESSONS = 9
 LESSON_LIMITS = {"words": 3000, "exported lines": 300, "lines of the median code cell": 12}
-MODULE_LIMITS = {"explorer": 635, "training": 350}
+MODULE_LIMITS = {"cli": 600, "explorer": 670, "training": 400}
 MODULE_LIMIT = 450  # of any other module
-PACKAGE_LIMIT = 6500  # lines, the index that nbdev writes apart
+PACKAGE_LIMIT = 8300  # lines, the index that nbdev writes apart
 WORDS_A_MINUTE, LINES_A_MINUTE, PICTURES_A_MINUTE = 220, 12, 2
 
 

@@ -7,7 +7,7 @@ export default { render({ model, el }) {
   canvas.width = width; canvas.height = height; canvas.tabIndex = 0;
   canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", "canvas: arrow keys move, space paints");
   canvas.style.cssText = `width:${zoom * width}px;height:${zoom * height}px;image-rendering:pixelated;cursor:crosshair;touch-action:none;border:1px solid gray`;
-  colour.type = "color"; colour.value = "#ffffff"; colour.title = "colour of the pen";
+  colour.type = "color"; colour.value = "#ffffff"; colour.setAttribute("aria-label", "colour of the pen");
   hint.textContent = "draw with the mouse, or with arrow keys and space"; hint.style.fontSize = "smaller";
   const paint = () => { pen.fillStyle = colour.value; pen.fillRect(x, y, 1, 1); };
   const place = event => { const box = canvas.getBoundingClientRect();
