@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 # The site needs neither PyTorch nor the notebook tools: an environment of its own, in half a minute.
 DOCS       := $(VENV)/docs
 
-.PHONY: help demo lab test slow gpu docs bench build pretrained experiments paper
+.PHONY: help demo lab test slow gpu docs web bench build pretrained experiments paper
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "  make slow    run the tests that take minutes; continuous integration does both"
 	@echo "  make gpu     run the tests that need a CUDA device"
 	@echo "  make docs    build the documentation site into docs/_site, without a network once it is set up"
+	@echo "  make web     build the live page into farmer/page/live and docs/_site/live; needs Node 20.19 or newer"
 	@echo "  make bench   time the fast code against plain or published code"
 	@echo "  make pretrained  train the embedded models again, two hours or more"
 	@echo "  make paper   train and measure the small twins of the paper's tables, more than an hour"
@@ -61,8 +62,18 @@ docs: $(DOCS)/installed
 	@$(DOCS)/bin/python docs/pages.py
 	@$(DOCS)/bin/python -m sphinx -q -W --keep-going -E -c docs -d build/doctrees build/docs build/site
 	@rm -rf docs/_site && mv build/site docs/_site
+	@if [ -d farmer/page/live ]; then cp -r farmer/page/live docs/_site/live; fi
 	@$(DOCS)/bin/python tools/check_site.py
 	@echo "open docs/_site/index.html"
+
+web: $(STAMP)
+	cd web && npm ci --no-audit --no-fund
+	rm -rf web/public/models
+	for name in photos digits glyphs-field; do $(BIN)/farmer export $$name web/public/models/$$name || exit 1; done
+	cd web && npm run build
+	rm -rf docs/_site/live farmer/page/live && mkdir -p docs/_site
+	cp -r web/dist docs/_site/live
+	cp -r web/dist farmer/page/live
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/imports.py
@@ -70,6 +81,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/shared_mixture.py
 	$(BIN)/python benchmarks/inversion_time.py
 	$(BIN)/python benchmarks/explorer.py
+	$(BIN)/python benchmarks/live.py
 	$(if $(BEFORE),$(BIN)/python benchmarks/training.py "$(BEFORE)")
 
 pretrained: $(STAMP)

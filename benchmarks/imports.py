@@ -1,7 +1,7 @@
 """Time of the library's start against that of `import torch`: `python benchmarks/imports.py [RUNS]`.
 
-Each run starts a fresh process; they take turns, and the fastest of each counts. Of the processor, since other programs do not
-change that much, and by the clock.
+Each run starts a fresh process; they take turns, and the fastest of each counts. The limits are for the clock, on an otherwise
+idle machine; the processor's time depends less on other programs.
 """
 import resource
 import subprocess
@@ -27,11 +27,11 @@ def seconds(code: str) -> tuple[float, float]:
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     times = [{name: seconds(code) for name, (code, _) in CODE.items()} for _ in range(runs + 1)][1:]  # the first fills the disk's cache
-    torch = min(each["import torch"][0] for each in times)
-    print(f"{'':16}{'processor':>12}{'':9}{'clock':>9}")
+    fastest = {name: [min(each[name][i] for each in times) for i in range(2)] for name in CODE}
+    print(f"{'':16}{'processor':>18}{'clock':>18}{'limit':>9}")
     for name, (_, limit) in CODE.items():
-        processor, clock = (min(each[name][i] for each in times) for i in range(2))
-        print(f"{name:16}{processor:10.2f} s{processor / torch:7.2f} x{clock:7.2f} s{'' if processor <= limit * torch else f', more than {limit} x'}")
+        columns = [f"{value:8.2f} s{value / torch:6.2f} x" for value, torch in zip(fastest[name], fastest["import torch"])]
+        print(f"{name:16}{''.join(columns)}{limit:7.1f} x{'' if fastest[name][1] <= limit * fastest['import torch'][1] else ', too slow'}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .checks import check_fields
@@ -277,6 +276,8 @@ def forward_flops(module: nn.Module, *shapes: tuple[int, ...]) -> int:
     "Operations of the products and the attention of one forward pass, counted on tensors without content."
     module = copy.deepcopy(module).to("meta").eval()
     inputs = [torch.empty(shape, device="meta", dtype=torch.float32 if len(shape) > 1 else torch.long) for shape in shapes]
+    from torch.utils.flop_counter import FlopCounterMode  # when it is needed: it loads a compiler
+
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*inputs)
     return counter.get_total_flops()

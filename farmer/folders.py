@@ -22,16 +22,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, UnidentifiedImageError
 from torch import Tensor
-from torchvision import datasets
 
 import farmer
 from .checks import check_number
 from .data import ArrayDataset, ImageDataset, check_split
-
-try:
-    from torchvision.io import decode_jpeg
-except ImportError:  # it is to move to another package one day; then Pillow decodes everything
-    decode_jpeg = None
 
 # %% ../nbs/11_folders.ipynb #11-006
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -271,6 +265,8 @@ def decode_image(content: bytearray) -> Tensor:  # (3, height, width) uint8
         head = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
         upright = head.mode in ("L", "RGB") and head.getexif().get(0x112, 1) == 1 and head.width * head.height <= (Image.MAX_IMAGE_PIXELS or 0)
         if upright and not _to_screen(head.info.get("icc_profile", b""), head.mode):
+            from torchvision.io import decode_jpeg  # when it is needed: it takes as long to load as torch
+
             return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8)).expand(3, -1, -1)
     return torch.from_numpy(np.array(read_picture(content))).permute(2, 0, 1)
 
@@ -318,6 +314,8 @@ def open_folder(
 # %% ../nbs/11_folders.ipynb #11-029
 def load_torchvision(name: str, split: str, root: str | Path, download: bool) -> ArrayDataset:  # 256 levels, 10 classes
     "MNIST, images (1, 28, 28), or CIFAR-10, (3, 32, 32), read into memory from files below `root`."
+    from torchvision import datasets
+
     kind, folder = (datasets.MNIST, "MNIST/raw") if name == "mnist" else (datasets.CIFAR10, "cifar-10-batches-py")
     place = Path(root) / folder
     try:

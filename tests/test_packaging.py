@@ -22,6 +22,7 @@ from torch import Tensor
 import farmer.patches
 from farmer import Farmer, FarmerConfig, Student, certify, load_dataset
 from farmer.guidance import PosteriorGuidance
+from farmer.inversion import Jacobi
 
 
 def show(values: Tensor) -> str:
@@ -40,6 +41,7 @@ latents = model.encode(images)
 exact: Tensor = model.decode(latents)
 student: Student = Student.from_pretrained("digits")
 fast: Tensor = model.decode(latents, inverse=student)
+fast = model.decode(latents, inverse=Jacobi())
 summary: str = certify(model, fast, latents, labels).summary()
 shape: tuple[int, int, int] = config.image_shape
 names: list[str] = [str(name) for name in data.class_names]
@@ -151,6 +153,27 @@ def loaded_by(code: str) -> set[str]:
 def test_the_command_starts_without_torchvision():
     "It would take as long again as torch; pictures and published data sets load it."
     assert loaded_by("import farmer.cli") & {"torchvision", "matplotlib", "sklearn", "skimage"} == set()
+
+
+def test_the_checker_of_the_site_finds_what_is_wrong(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "other.html").write_text('<h1 id="top">Other</h1><a href="../index.html">back</a><a href="..">back</a>')
+    good = '<a href="a/other.html#top">there</a><a href="https://example.org">elsewhere</a><img src="p%20q.png" alt="a picture"><script src="s.js"></script>'
+    for name in ("p q.png", "s.js"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "index.html").write_text(good)
+
+    def said() -> tuple[int, list[str]]:
+        done = subprocess.run([sys.executable, ROOT / "tools" / "check_site.py", tmp_path], capture_output=True, text=True)
+        return done.returncode, done.stderr.splitlines()
+
+    assert said() == (0, [])
+    bad = '<a href="gone.html">1</a><a href="a/other.html#gone">2</a><img src="p%20q.png"><script src="https://example.org/s.js"></script><a href="../../x">3</a>'
+    (tmp_path / "index.html").write_text(good + bad)
+    status, lines = said()
+    assert status == 1 and len(lines) == 5
+    for words in ("gone.html leads nowhere", "a/other.html#gone: no such place", "without alt text", "s.js from the network", "../../x leads nowhere"):
+        assert sum(words in line for line in lines) == 1, lines
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ LAST_LESSON = 8  # number of the last notebook of the method, the only ones call
 # What farmer must not need to be imported: everything of the extras, and tyro, which only the command line uses.
 BLOCKED = ("matplotlib", "sklearn", "skimage", "plotly", "ipywidgets", "IPython", "jupyter", "jupyterlab", "anywidget", "traitlets", "voila", "playwright", "nbdev", "fastcore", "tyro")
 # Where a module calls one of a higher number while it runs, through the package: `farmer.pretrained.load_model(...)`.
-FRONT_DOOR = {("model", "pretrained"), ("inversion", "pretrained"), ("data", "folders"), ("data", "glyphs"), ("folders", "shards")}
+FRONT_DOOR = {("model", "pretrained"), ("inversion", "pretrained"), ("data", "folders"), ("data", "glyphs"), ("folders", "shards"), ("cli", "export")}
 # Public names that nothing else here imports, but users may; types in the signatures of public names need not be listed.
 DOCUMENTED = {
     "data": {"PhotoDataset"},
@@ -37,7 +37,7 @@ DOCUMENTED = {
     "demo": {"label_log_probs", "text_images"},
     "presets": {"Preset"},
     "explorer": {"explore", "Bits", "Variance", "Swap", "Traverse", "Mixture", "Basis", "YourImage", "Recolour"},
-    "cli": {"main", "parse", "Demo", "Prepare", "Train", "TrainCommand", "Distill", "Sample", "Evaluate", "Explore"},
+    "cli": {"main", "parse", "Demo", "Prepare", "Train", "TrainCommand", "Distill", "Sample", "Evaluate", "Explore", "Export"},
 }  # fmt: skip
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "pyproject.toml"  # where nbdev finds its settings
-HAND_WRITTEN = [f"farmer/{name}.py" for name in ("__init__", "__main__", "checks", "files", "plots")]
+HAND_WRITTEN = [f"farmer/{name}.py" for name in ("__init__", "__main__", "checks", "files", "plots", "page/__init__", "page/voila")]
 
 
 def copy_sources(target: Path) -> None:

@@ -54,6 +54,8 @@ export class App {
   private memory = new Map<string, Promise<unknown>>(); // of what is computed from a picture alone
   private own: ImageBitmap | null = null;
   private sections: Section[] = [];
+  private current: Model | null = null; // what the controls are fitted to
+  private names: string[] = []; // of the classes of all pictures
 
   section(id: string, keys: readonly Key[], draw: () => Promise<void>): void {
     this.sections.push(new Section(element(id), ["model", ...keys], draw));
@@ -83,6 +85,7 @@ export class App {
   set(change: Partial<State>): void {
     const before = this.state;
     this.state = { ...before, ...change };
+    if (this.current && this.state.model === before.model) this.state = { ...this.state, ...this.possible(this.current) };
     history.replaceState(null, "", format(this.state) || location.pathname + location.search);
     if (this.state.model !== before.model) void this.refresh();
     else {
@@ -107,17 +110,21 @@ export class App {
     return model;
   }
 
-  /** The model that is chosen. */
+  /** The model that is chosen; when it is another one than before, the state and the controls are fitted to it. */
   async model(): Promise<Model> {
     if (!(this.state.model in MODELS)) this.state.model = "photos";
-    return this.open(this.state.model);
+    const model = await this.open(this.state.model);
+    if (model !== this.current && model.facts.name === this.state.model) {
+      this.current = model;
+      this.limit(model);
+    }
+    return model;
   }
 
   /** Another model: limits of the controls change, and everything is drawn anew. */
   private async refresh(): Promise<void> {
     try {
-      const model = await this.model();
-      this.limit(model);
+      await this.model();
       this.tell("");
     } catch (error) {
       this.tell((error as Error).message); // the sections say it, too
@@ -126,34 +133,52 @@ export class App {
     for (const section of this.sections) section.invalidate();
   }
 
-  private limit(model: Model): void {
+  /** The largest value of each number. */
+  private limits(model: Model): Partial<Record<Key, number>> {
     const last = model.images.length - (this.own ? 0 : 1);
-    const most: Partial<Record<Key, number>> = {
+    return {
       image: last, donor: last, token: model.tokens - 1, channel: model.channels - 1, block: model.blocks, swapped: model.tokens, step: model.tokens,
       wanted: Math.max(0, model.facts.config.num_classes - 1), variance: 4, seed: 9999, scale: 6, offset: 4, exact: 1,
     };
-    if (this.state.token >= model.tokens) this.state.token = Math.floor((model.tokens + model.columns) / 2); // near the centre
-    for (const [key, value] of Object.entries(most) as [Key, number][]) {
-      const low = key === "offset" ? -4 : 0;
-      (this.state as Record<Key, unknown>)[key] = Math.min(value, Math.max(low, Number(this.state[key])));
-      if (!["variance", "scale", "offset"].includes(key)) (this.state as Record<Key, unknown>)[key] = Math.round(Number(this.state[key]));
-      for (const input of document.querySelectorAll<HTMLInputElement>(`input[data-key="${key}"]`)) input.max = String(value);
+  }
+
+  /** Values of the state that this model can show, nearest to what was asked for. */
+  private possible(model: Model): Partial<State> {
+    const values: Record<string, unknown> = {};
+    for (const [key, most] of Object.entries(this.limits(model)) as [Key, number][]) {
+      const value = Math.min(most, Math.max(key === "offset" ? -most : 0, Number(this.state[key])));
+      values[key] = ["variance", "scale", "offset"].includes(key) ? value : Math.round(value);
+    }
+    if (this.state.token >= model.tokens) values.token = Math.floor((model.tokens + model.columns) / 2); // near the centre
+    const { label, way } = this.state;
+    if (!["own", "none"].includes(label) && !(Number(label) < model.facts.config.num_classes)) values.label = "own";
+    if (!["posterior", "resampling"].includes(way)) values.way = "posterior";
+    return values;
+  }
+
+  /** Fit the state and the controls to a model. */
+  private limit(model: Model): void {
+    this.names = [...model.facts.labels.map((label) => model.className(label)), "your own"];
+    this.state = { ...this.state, ...this.possible(model) };
+    for (const [key, most] of Object.entries(this.limits(model))) {
+      for (const input of document.querySelectorAll<HTMLInputElement>(`input[data-key="${key}"]`)) input.max = String(most);
     }
     const names = Array.from({ length: model.facts.config.num_classes }, (_, label) => model.className(label));
     const options = names.map((name, label) => `<option value="${label}">${name.replace(/[<&]/g, " ")}</option>`).join("");
     document.querySelector('[data-key="label"]')!.innerHTML = `<option value="own">what it is</option><option value="none">no class</option>${options}`;
     document.querySelector('[data-key="wanted"]')!.innerHTML = options;
-    if (!["own", "none"].includes(this.state.label) && !(Number(this.state.label) in names)) this.state.label = "own";
-    if (!["posterior", "resampling"].includes(this.state.way)) this.state.way = "posterior";
+    this.sync();
   }
 
-  /** Controls show the state. */
+  /** Controls show the state, pictures by number and class. */
   private sync(): void {
+    const words = (key: Key) => (key === "image" || key === "donor" ? `${this.state[key]}: ${this.names[this.state[key]] ?? ""}` : String(this.state[key]));
     for (const input of document.querySelectorAll<HTMLInputElement | HTMLSelectElement>("[data-key]")) {
-      const value = String(this.state[input.dataset.key as Key]);
-      if (input.value !== value) input.value = value;
+      const key = input.dataset.key as Key;
+      if (input.value !== String(this.state[key])) input.value = String(this.state[key]);
+      if (input.type === "range") input.setAttribute("aria-valuetext", words(key));
     }
-    for (const output of document.querySelectorAll<HTMLOutputElement>("[data-of]")) output.value = String(this.state[output.dataset.of as Key]);
+    for (const output of document.querySelectorAll<HTMLOutputElement>("[data-of]")) output.value = words(output.dataset.of as Key);
   }
 
   /** An image of the model that is chosen, and its label: a held-out one, or the reader's own with no label. */

@@ -37,7 +37,7 @@ function thumbnails(app: App, model: Model): void {
 }
 
 export function story(app: App): void {
-  app.section("story", ["image", "token", "channel", "block", "exact"], async () => {
+  app.section("story", ["image", "token", "channel", "block", "exact", "offset"], async () => {
     const model = await app.model();
     const { token, channel, block } = app.state;
     const { image, name, label } = app.picture(model, app.state.image);
@@ -87,10 +87,12 @@ export function story(app: App): void {
     const dimension = kind === "informative" ? channel : channel - model.informative;
     const [withClass, without] = pair.length ? pair.map((mixture) => (x: number) => mixture.marginal(dimension, x)) : [normal, normal];
     const words = `Density of channel ${channel}: ${withClass(z[channel]).toFixed(2)} at its value ${z[channel].toFixed(2)} knowing the class, ${without(z[channel]).toFixed(2)} without`;
-    curves(element("stage-mixture"), withClass, without, z[channel], words);
+    const deviation = model.facts.deviations[token][channel];
+    curves(element("stage-mixture"), withClass, without, z[channel], z[channel] + app.state.offset * deviation, words, (x) => app.set({ offset: Math.round((4 * (x - z[channel])) / deviation) / 4 }));
     element("note-mixture").textContent = kind === "informative"
       ? `What the prior expects of channel ${channel}, having read the ${model.facts.reverse_prior ? tokens - 1 - token : token} tokens before this one${label === null ? "" : `, if it is told “${model.className(label)}” (solid) or not (dashed)`}.`
       : "What the prior expects of this channel in every token: redundant ones share one mixture.";
+    element("note-mixture").append(" Touch the curve to pull the value to another place (dotted): “Traverse” below shows what becomes of the picture.");
 
     const exact = app.state.exact === 1 || !model.has("student");
     const back = await app.once(model, app.state.image, exact ? "exactly back" : "back", () => model.decode(encoded, exact));

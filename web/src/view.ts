@@ -105,16 +105,16 @@ export function bars(place: HTMLElement, values: ArrayLike<number>, informative:
     return `<rect x="${i * width}" y="0" width="${width}" height="100" fill="transparent" data-channel="${i}"${chosen}/>` +
       `<rect x="${i * width + 0.1 * width}" y="${value > 0 ? 50 - height : 50}" width="${0.8 * width}" height="${height}" class="${kind}" data-channel="${i}"/>`;
   });
-  place.innerHTML = `<svg viewBox="0 0 320 100" preserveAspectRatio="none" role="img" aria-label="${values.length} channels of the token as bars; channel ${selected} has the value ${values[selected].toFixed(2)}">${rects.join("")}<line x1="0" x2="320" y1="50" y2="50" class="axis"/></svg>`;
+  place.innerHTML = `<svg viewBox="0 0 320 100" preserveAspectRatio="none" role="img" aria-label="${values.length} channels of the token as bars; channel ${selected} has the value ${values[selected].toFixed(2)}">${rects.join("")}<line x1="0" x2="320" y1="50" y2="50" class="axis"/><line x1="${informative * width}" x2="${informative * width}" y1="0" y2="100" class="axis border"/></svg>`;
   place.onclick = (event) => {
     const channel = (event.target as Element).getAttribute("data-channel");
     if (channel !== null) pick(Number(channel));
   };
 }
 
-/** Two curves over the same axis, and a value on it. */
-export function curves(place: HTMLElement, solid: (x: number) => number, dashed: (x: number) => number, value: number, words: string): void {
-  const [low, high] = [Math.min(-4, value - 0.5), Math.max(4, value + 0.5)];
+/** Two curves over the same axis, a value on it and where it is pulled to; a touch pulls it to another place. */
+export function curves(place: HTMLElement, solid: (x: number) => number, dashed: (x: number) => number, value: number, pulled: number, words: string, pull: (x: number) => void): void {
+  const [low, high] = [Math.min(-4, value - 0.5, pulled - 0.2), Math.max(4, value + 0.5, pulled + 0.2)];
   const places = Array.from({ length: 121 }, (_, i) => low + ((high - low) * i) / 120);
   const [first, second] = [places.map(solid), places.map(dashed)];
   const most = Math.max(0.4, ...first, ...second);
@@ -123,5 +123,9 @@ export function curves(place: HTMLElement, solid: (x: number) => number, dashed:
   const ticks = [-3, -2, -1, 0, 1, 2, 3].map((x) => `<line x1="${across(x)}" x2="${across(x)}" y1="100" y2="104" class="axis"/><text x="${across(x)}" y="116">${x}</text>`);
   place.innerHTML =
     `<svg viewBox="0 0 320 120" role="img" aria-label="${words}"><path d="${path(first)}L320 100L0 100Z" class="area"/><path d="${path(second)}" class="without"/><path d="${path(first)}" class="with"/>` +
-    `<line x1="${across(value)}" x2="${across(value)}" y1="0" y2="100" class="value"/><line x1="0" x2="320" y1="100" y2="100" class="axis"/>${ticks.join("")}</svg>`;
+    `<line x1="${across(pulled)}" x2="${across(pulled)}" y1="0" y2="100" class="value pulled"/><line x1="${across(value)}" x2="${across(value)}" y1="0" y2="100" class="value"/><line x1="0" x2="320" y1="100" y2="100" class="axis"/>${ticks.join("")}</svg>`;
+  place.onclick = (event) => {
+    const { left, width } = place.firstElementChild!.getBoundingClientRect();
+    pull(low + ((high - low) * (event.clientX - left)) / width);
+  };
 }
