@@ -54,8 +54,8 @@ STEPS = {
     "Traverse": [
         ("image", "image=9", "now sweep ranking note"),
         ("token", "token=6", "now sweep ranking note"),
-        ("channel", "channel=1", "now sweep ranking note"),
-        ("deviations", "offset=1.75", "now note"),
+        ("channel", "channel=1", "now sweep ranking"),
+        ("deviations", "offset=1.75", "now"),
     ],
     "Bits": [
         ("image", "image=9", "maps note"),

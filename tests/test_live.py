@@ -50,6 +50,8 @@ def site(tmp_path_factory):
         unavailable("onnx is missing: pip install onnx")
     if not (LIVE_PAGE / "index.html").is_file():
         unavailable("the live page is not built: `make web`, which needs Node")
+    if max(path.stat().st_mtime for path in (WEB / "index.html", *(WEB / "src").iterdir())) > (LIVE_PAGE / "index.html").stat().st_mtime:
+        unavailable("web/ has changed since the live page was built: `make web`")
     folder = tmp_path_factory.mktemp("live")
     shutil.copytree(LIVE_PAGE, folder, dirs_exist_ok=True)
     for name in set(embedded_models()) - {path.name for path in (folder / "models").iterdir()}:

@@ -37,6 +37,7 @@ DOCUMENTED = {
     "demo": {"label_log_probs", "text_images"},
     "presets": {"Preset"},
     "explorer": {"explore", "Bits", "Variance", "Swap", "Traverse", "Mixture", "Basis", "YourImage", "Recolour"},
+    "export": {"export_model"},
     "cli": {"main", "parse", "Demo", "Prepare", "Train", "TrainCommand", "Distill", "Sample", "Evaluate", "Explore", "Export"},
 }  # fmt: skip
 

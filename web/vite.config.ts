@@ -1,4 +1,5 @@
-import { defineConfig, type Plugin } from "vite";
+import type { Plugin } from "vite";
+import { defineConfig } from "vitest/config";
 
 // onnxruntime's own copy of its wasm is left out: the page fetches ort.wasm.gz, a quarter of the size, which vendor.mjs makes.
 const withoutRawWasm: Plugin = {
@@ -13,4 +14,4 @@ export default defineConfig({
   plugins: [withoutRawWasm],
   build: { target: "es2022", assetsInlineLimit: 0, modulePreload: { polyfill: false } },
   test: { include: ["test/**/*.test.ts"], pool: "threads" },
-} as Parameters<typeof defineConfig>[0]);
+});

@@ -3,7 +3,8 @@ const set = (element, values) => Object.entries(values).forEach(([name, value]) 
 function mend() {
   document.querySelector("#rendered_cells")?.setAttribute("role", "main");
   for (const handle of document.querySelectorAll(".explorer-panel .noUi-handle")) {
-    const row = handle.closest(".widget-inline-hbox"), name = row.querySelector(".widget-label").textContent;
+    const row = handle.closest(".widget-inline-hbox"), name = row?.querySelector(".widget-label")?.textContent;
+    if (!name) continue;  // not all of it is there yet
     set(handle, { "aria-label": name });
     const number = row.querySelector(".widget-readout");
     if (number) set(number, { role: "textbox", "aria-label": `${name}, as a number` });
@@ -23,7 +24,7 @@ function mend() {
     }
     const shown = page.querySelector(`.explorer-place .farmer-${kind}, .explorer-problem [role=alert]`);
     page.classList.toggle("explorer-away", !shown);
-    page.querySelector(".explorer-place").setAttribute("role", "tabpanel");
+    page.querySelector(".explorer-place")?.setAttribute("role", "tabpanel");
   }
 }
 export default { render() {

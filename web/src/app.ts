@@ -5,7 +5,7 @@ import { format, type Key, parse, type State } from "./state";
 export const element = <T extends HTMLElement = HTMLElement>(id: string): T => document.getElementById(id) as T;
 
 /** Models that come with the page, and what people call them. */
-export const MODELS: Record<string, string> = { photos: "photographs", digits: "handwritten digits", "glyphs-field": "coloured letters and digits" };
+export const MODELS: Record<string, string> = { photos: "photographs", digits: "handwritten digits", "glyphs-field": "coloured digits" };
 
 /** A part of the page that draws itself when it is in sight and something that it depends on has changed. */
 class Section {
@@ -163,6 +163,7 @@ export class App {
     for (const [key, most] of Object.entries(this.limits(model))) {
       for (const input of document.querySelectorAll<HTMLInputElement>(`input[data-key="${key}"]`)) input.max = String(most);
     }
+    document.querySelector<HTMLSelectElement>('[data-key="exact"]')!.disabled = !model.has("student");
     const names = Array.from({ length: model.facts.config.num_classes }, (_, label) => model.className(label));
     const options = names.map((name, label) => `<option value="${label}">${name.replace(/[<&]/g, " ")}</option>`).join("");
     document.querySelector('[data-key="label"]')!.innerHTML = `<option value="own">what it is</option><option value="none">no class</option>${options}`;
