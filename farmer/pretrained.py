@@ -250,7 +250,8 @@ def model_card(
     channels, height, width = config.image_shape
     lines = ["---", "library_name: farmer", "pipeline_tag: unconditional-image-generation", "tags: [normalizing-flow, autoregressive, likelihood]", "---", ""]
     lines += ["# A FARMER", "", f"Flow AutoRegressive Transformer over Pixels (arXiv 2510.23588) for {channels} x {height} x {width} images.", ""]
-    lines += ["```python", "# pip install farmer-pixels", "from farmer import Farmer", "", 'model = Farmer.from_pretrained("OWNER/NAME")', "```", ""]
+    lines += ["```python", "# pip install farmer-pixels"]
+    lines += ["from farmer import Farmer", "", 'model = Farmer.from_pretrained("OWNER/NAME")', "```", ""]
     lines += ["Classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(class_names)), ""] if class_names else []
     sections = {"Configuration": asdict(config), **(evaluation or {})}
     for title, rows in sections.items():
