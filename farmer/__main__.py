@@ -6,9 +6,11 @@ import sys
 
 def _end(number: int, frame: object) -> None:
     "Of a process with nothing to save: one line, and the exit status of one that the signal ended."
-    if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"farmer: {signal.Signals(number).name}: ended; the same command goes on where it stopped\n".encode())
-    os._exit(128 + number)
+    try:
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"farmer: {signal.Signals(number).name}: ended; the same command goes on from what is saved\n".encode())
+    finally:  # also where nobody reads any more
+        os._exit(128 + number)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@
 __all__ = ['fingerprint', 'checkpoints', 'newest_checkpoint', 'load_checkpoint', 'CheckpointWriter']
 
 # %% ../nbs/15_checkpoints.ipynb #15-002
+import dataclasses
 import io
 import json
 import os
@@ -118,8 +119,8 @@ class _MetadataUnpickler(pickle._Unpickler):
         return _KNOWN[module, name]
 
     def load_build(self) -> None:
-        if isinstance(self.stack[-2], type):
-            raise pickle.UnpicklingError("it would change a class, which no checkpoint needs")
+        if not dataclasses.is_dataclass(type(self.stack[-2])):
+            raise pickle.UnpicklingError("it would change more than its own data")
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build

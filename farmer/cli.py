@@ -17,6 +17,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +38,7 @@ from .data import IMAGE_SIZES, ImageDataset, load_dataset
 from .demo import show_demo
 from .distributed import ExecutionConfig, Ranks, best_device, process_group
 from .evaluation import EvaluationConfig, Inception, Solver, evaluate, inverse_by_name
-from .files import file_digest, import_optional, replace_files, spread
+from .files import file_digest, import_optional, replace_files, spread, tell
 from .guidance import Guidance
 from .inversion import Jacobi, Student, certify
 from .model import Farmer, FarmerConfig
@@ -58,9 +59,9 @@ _OptionalData = Annotated[str | None, tyro.conf.arg(metavar="DATA|none")]
 
 def _usable(device: str | None) -> str | None:
     "The same name, if this machine has such a device. Raises ValueError if not."
-    kind, _, number = (device or "cpu").partition(":")
+    named = re.fullmatch(r"(cuda|mps|cpu)(?::(0|[1-9]\d*))?", device or "cpu")
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    if not (number or "0").isdecimal() or int(number or 0) >= there.get(kind, 0):
+    if named is None or int(named[2] or 0) >= there[named[1]]:
         raise ValueError(f"--device {device} is not on this machine, which has {', '.join(kind for kind, count in there.items() if count)}")
     return device
 
@@ -71,7 +72,7 @@ def _find_classes(model: Farmer, wanted: Sequence[str]) -> list[int]:
     if not wanted or list(wanted) == ["all"]:
         return (list(range(classes)) if wanted else spread(10, classes)) or [model.null_class]
     try:
-        found = [int(name) if re.fullmatch(r"-?\d{1,18}", name) else names.index(name) for name in wanted]  # a name that is a number means the number
+        found = [names.index(name) if name in names else int(name) for name in wanted]
     except ValueError:
         known = f"numbers or names such as {', '.join(names[:10])}" if names else "numbers, as its classes have no names"
         raise ValueError(f"{', '.join(wanted)}: not all are classes of this model; use all, or {known}") from None
@@ -318,7 +319,9 @@ class Sample:
             if self.output.suffix.lower() != ".npz" and picture_format(self.output) is None:
                 raise ValueError(f"output {self.output} must end in .png or another picture format, in .npz, or in nothing for a folder")
             return []
-        settings = {**asdict(self), "output": "", "labels": labels, "device": device, "weights": file_digest(model_files(self.model)[1])}
+        weights = [model_files(self.model)[1]]
+        weights += [weights[0].with_name("student.safetensors")] if self.solver == "student" else []
+        settings = {**asdict(self), "output": "", "labels": labels, "device": device, "weights": [file_digest(path) for path in weights]}
         note, text = self.output / "samples.json", json.dumps(settings).encode()
         self.output.mkdir(parents=True, exist_ok=True)
         if any(self.output.iterdir()) and not (note.is_file() and note.read_bytes() == text):
@@ -371,7 +374,7 @@ class Evaluate:
     def __call__(self) -> None:
         config = EvaluationConfig(self.samples, _read_guidance(self.guidance), self.solver, seed=self.seed, noise=self.noise)
         folder = self.folder or Path("runs/evaluation") / "-".join(part for part in Path(self.model).parts if part != "/")
-        with process_group(_usable(self.device), minutes=60) as device:
+        with process_group(_usable(self.device), minutes=60 * 24 * 365) as device:
             model, data = Farmer.from_pretrained(self.model).to(device), self.data or read_source(self.model)
             extractor = Inception(self.inception).to(device) if self.inception else None
             train, test = (subject_data(data, split, model, self.model) for split in ("train", "test"))
@@ -416,7 +419,7 @@ class Explore:
             return self._serve_live()
         for package in ("anywidget", "ipywidgets", "matplotlib", "plotly"):  # what the page needs
             import_optional(package, package)
-        voila, ioloop = import_optional("voila.app", "voila"), import_optional("tornado.ioloop", "voila")
+        voila = import_optional("voila.app", "voila")
         is_folder = self.model not in embedded_models() and Path(self.model).is_dir()
         model = str(Path(self.model).resolve()) if is_folder else self.model  # the page's kernel runs in another folder
         if self.data or model not in embedded_models():
@@ -436,7 +439,7 @@ class Explore:
             path.write_text(_explorer_notebook(model, self.data))
             print(f"{address} shows {self.model}; Ctrl-C ends it", flush=True)
             if self.browser:
-                ioloop.IOLoop.current().add_callback(webbrowser.open, address)  # once the server runs; Voila would open it without the token
+                threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()  # some browsers block; Voila would open it without the token
             voila.Voila.launch_instance([str(path), *(f"--{name}={value}" for name, value in options.items()), "--no-browser"])
 
     def _serve_live(self) -> None:
@@ -444,7 +447,7 @@ class Explore:
             address = f"http://localhost:{server.server_address[1]}/"
             print(f"{address} is the live page; Ctrl-C ends it", flush=True)
             if self.browser:
-                webbrowser.open(address)
+                threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
             server.serve_forever()
 
 # %% ../nbs/24_command_line.ipynb #24-018
@@ -460,12 +463,10 @@ class Export:
     "its data set, of which some held-out images go along; none: as the run noted, or no images"
     images: int = 30
     "how many of them"
-    half: bool | None = None
-    "store weights in half precision; none: where the numbers stay within half a thousandth"
 
     def __call__(self) -> None:
         check_number("images", self.images, "[0, 2000]", whole=True)
-        files = farmer.export.export_pretrained(self.model, self.folder, data=self.data, count=self.images, half=self.half)
+        files = farmer.export.export_pretrained(self.model, self.folder, data=self.data, count=self.images)
         size = sum((self.folder / file).stat().st_size for file in files)
         print(f"{self.folder}: {', '.join(files)}; {size / 1e6:.1f} MB")
 
@@ -600,7 +601,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         parse(arguments)()
     except KeyboardInterrupt:
-        print("\nfarmer: interrupted; training and evaluations go on where they stopped when the same command is given again", file=sys.stderr)
+        tell("\nfarmer: interrupted; the same command goes on from what is saved", sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         line = _explain(error, arguments[0] if arguments else "")

@@ -31,7 +31,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from tqdm.auto import tqdm
 
 from .checks import check_fields
-from .files import STOP_SIGNALS, lock_folder
+from .files import STOP_SIGNALS, lock_folder, tell
 from .flow import AutoregressiveBlock
 from .inversion import Student
 from .transformer import CausalTransformer, TransformerLayer
@@ -200,7 +200,7 @@ class Termination:
     def end(self, number: int, text: str, first: bool) -> NoReturn:
         "End the process for a signal that has been answered: by status 0, or, for SIGINT, by KeyboardInterrupt. The first rank says so."
         if first:
-            print(f"{signal.Signals(number).name}: {text}", flush=True)
+            tell(f"{signal.Signals(number).name}: {text}", sys.stdout)
         if number != signal.SIGINT:
             raise SystemExit(0)
         raise KeyboardInterrupt if first else SystemExit(130)
@@ -318,5 +318,5 @@ class Progress:
         self.bar.set_postfix_str(text)
         if self.lines and (last or now >= self.written + 60):
             options = {"initial": self.start, "unit": "step", "postfix": text, "ascii": True}
-            print(tqdm.format_meter(record["step"], self.bar.total, now - self.started, **options), file=sys.stderr, flush=True)
+            tell(tqdm.format_meter(record["step"], self.bar.total, now - self.started, **options), sys.stderr)
             self.written = now

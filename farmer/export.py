@@ -347,7 +347,8 @@ def _may_be_half(model: Farmer, student: Student | None, images: Tensor) -> dict
         networks = {"model": copy.deepcopy(model), "student": copy.deepcopy(student)}
         rounded = networks["student"] if part == "student" else getattr(networks["model"], part)
         rounded.half().float()
-        enough[part] = max(map(_relative, _numbers(**networks, images=images)[part], expected[part])) <= _TOLERANCE
+        found = zip(_numbers(**networks, images=images)[part], expected[part], strict=True)
+        enough[part] = all(_relative(*pair) <= _TOLERANCE for pair in found)  # NaN is not enough
     return enough
 
 # %% ../nbs/25_export.ipynb #25-019
@@ -377,11 +378,13 @@ def export_model(
 ) -> list[str]:  # names of the files
     """Write a model as ONNX graphs, weights and `model.json`; any runtime of ONNX computes with them what the model does.
 
-    Raises ImportError without the package onnx, ValueError for a student of another model, or a flow that is not autoregressive.
+    Raises ImportError without the package onnx, ValueError for a student of another model, a flow that is not autoregressive, or images of more than 256 levels.
     """
     folder, config = Path(folder), model.config
     if config.flow != "autoregressive":
         raise ValueError(f"only models with an autoregressive flow are exported; the flow of this one is {config.flow}")
+    if images is not None and config.levels > 256:
+        raise ValueError(f"images of {config.levels} levels do not go along, at most 256; leave images out")
     if student is not None:
         student.bind(model.flow)
     model = copy.deepcopy(model).cpu().float().eval()
@@ -393,7 +396,7 @@ def export_model(
     with torch.no_grad():
         latents = model.encode(judged)
     spread = model.partition.join(latents.informative, latents.redundant).std(0)  # (N, d)
-    labels = torch.zeros(len(given), dtype=torch.long) if labels is None else labels.cpu()
+    labels = torch.full((len(given),), config.num_classes) if labels is None else labels.cpu()
     text = lambda array: base64.b64encode(array.tobytes()).decode()
     facts = {
         "farmer_export": 1, "name": name, "config": asdict(config), "class_names": list(model.class_names),

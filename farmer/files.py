@@ -1,20 +1,20 @@
 """Small helpers that several modules need: files, locks, checksums, worker processes, messages, optional packages, indices spread evenly."""
 import functools
-import glob
 import hashlib
 import importlib
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import torch
 from torch import nn
@@ -53,14 +53,16 @@ def _try_lock(descriptor: int) -> bool | None:
         return None
 
 
-def _remove_leftovers(path: Path) -> None:
-    "Remove what processes that are dead left of writing a file: one that lives has its own locked."
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        with suppress(OSError):
-            descriptor = os.open(left, os.O_RDONLY)
-            if _try_lock(descriptor):
-                left.unlink()
-            os.close(descriptor)
+def _remove_leftovers(paths: Collection[Path]) -> None:
+    "Remove what processes that are dead left of writing these files: one that lives has its own locked."
+    for parent in {path.parent for path in paths}:
+        names = {path.name for path in paths if path.parent == parent}
+        with suppress(OSError), os.scandir(parent) as entries:
+            for entry in entries:
+                if (found := re.fullmatch(r"\.(.+)\.\d+\.partial", entry.name)) and found[1] in names:
+                    with suppress(OSError), open(entry.path, "rb") as left:
+                        if _try_lock(left.fileno()):
+                            os.unlink(entry.path)
 
 
 def replace_files(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -> None:
@@ -69,16 +71,17 @@ def replace_files(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -
     A content is given as bytes or as a function that writes it to the open file. What a killed process left of writing them is removed.
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.partial") for path in contents}
+    _remove_leftovers(contents)
     try:
-        for path, content in contents.items():
-            _remove_leftovers(path)
-            with open(temporary[path], "wb") as file:
+        with ExitStack() as files:  # open, and so locked, until all are renamed
+            for path, content in contents.items():
+                file = files.enter_context(open(temporary[path], "wb"))
                 _try_lock(file.fileno())
                 content(file) if callable(content) else file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for path in contents:
-            os.replace(temporary[path], path)
+            for path in contents:
+                os.replace(temporary[path], path)
     except BaseException:
         for partial in temporary.values():
             partial.unlink(missing_ok=True)
@@ -108,11 +111,16 @@ def lock_folder(folder: str | Path, what: str) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _keep_locks_from_children()
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    if _try_lock(lock) is False:
-        holder = os.pread(lock, 1000, 0).decode(errors="replace") or "by another process"
-        os.close(lock)
-        raise ValueError(f"{folder} is in use {' '.join(holder.split())}; let that end, or choose another folder")
+    while True:
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        if _try_lock(lock) is False:
+            holder = os.pread(lock, 1000, 0).decode(errors="replace") or "by another process"
+            os.close(lock)
+            raise ValueError(f"{folder} is in use {' '.join(holder.split())}; let that end, or choose another folder")
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), os.stat(folder / ".lock")):
+                break
+        os.close(lock)  # its holder has just removed it
     _locks.add(lock)
     try:
         with suppress(OSError):  # a full disk
@@ -122,7 +130,8 @@ def lock_folder(folder: str | Path, what: str) -> Iterator[None]:
     finally:
         if lock in _locks:  # not in a forked process, which has let go
             _locks.remove(lock)
-            os.ftruncate(lock, 0)
+            with suppress(OSError):
+                os.unlink(folder / ".lock")
             os.close(lock)
 
 
@@ -152,6 +161,14 @@ def start_worker(number: int) -> None:
     if hasattr(signal, "sigtimedwait"):  # not in macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         threading.Thread(target=listen, daemon=True).start()
+
+
+def tell(text: str, stream: TextIO) -> None:
+    "Print a line at once. A reader that is gone, such as a closed terminal, does not end the run."
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(text: str) -> None:

@@ -209,6 +209,7 @@ def _eight_bits(file: Image.Image) -> Image.Image:
     values = values.astype(np.float32)
     white = 1 if file.mode == "F" else 2 ** min(16, *tags.get(258, (16,))) - 1
     white = max(white, values[np.isfinite(values)].max(initial=0))
+    values = white - values if tags.get(262) == 0 else values  # which Pillow does for 8 bits alone
     values = np.where(values == file.info.get("transparency"), white, values)
     return Image.fromarray((np.nan_to_num(values.clip(0, white)) / white * 255).round().astype(np.uint8))
 

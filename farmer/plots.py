@@ -83,12 +83,14 @@ def _eight_bits(images: Tensor) -> np.ndarray:  # (B, C, H, W) in [-1, 1] -> (B,
 
 
 def save_files(images: Tensor, paths: Sequence[Path]) -> None:  # (B, 1 or 3, H, W) in [-1, 1]
-    "Write each image to a PNG file of its own, all or none."
+    "Write each image to a PNG file of its own, each whole or not at all."
     contents = {}
     for values, path in zip(_eight_bits(images), paths):
         Image.fromarray(values.squeeze(2) if values.shape[2] == 1 else values).save(content := io.BytesIO(), "PNG")
         contents[path] = content.getvalue()
-    replace_files(contents)
+    places = list(contents.items())
+    for first in range(0, len(places), 100):  # so many are open at once
+        replace_files(dict(places[first : first + 100]))
 
 
 def save_archive(batches: Iterable[Tensor], labels: Tensor, image_shape: Sequence[int], path: Path) -> None:  # (b, 1 or 3, H, W) each, (n,)

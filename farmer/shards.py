@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from .checks import check_number, parse_json, read_json
 from .data import ImageDataset, check_split, counted
-from .files import file_digest, replace_files
+from .files import file_digest, hold_signals, lock_folder, replace_files, start_worker
 from .folders import LARGEST_FILE, PICTURE_SUFFIXES, crop_pixels, decode_image, list_images, printable, read_file, split_folders
 
 # %% ../nbs/12_shards.ipynb #12-008
@@ -178,13 +178,13 @@ def _write_shards(
     folder: Path, files: Sequence[str], labels: Sequence[int], order: list[int], settings: dict, workers: int
 ) -> tuple[list[dict], int]:  # records of all shards, and how many an interrupted preparation had finished
     "Write the shards of a split that are not there yet, each image of `order` in its turn."
-    for partial in folder.glob(".*.partial"):  # of a preparation that was killed
-        partial.unlink()
     records, step = _resume_journal(folder, settings, len(files)), settings["shard_images"]
     kept, rest = len(records), order[len(records) * step :]
     preparation = _Preparation(files, settings["image_size"], settings["image_format"])
-    loader = DataLoader(preparation, batch_size=None, sampler=rest, num_workers=min(workers, len(rest)))
-    with tqdm(loader, total=len(files), initial=len(files) - len(rest), unit=" images", desc=folder.name) as bar:
+    loader = DataLoader(preparation, batch_size=None, sampler=rest, num_workers=min(workers, len(rest)), worker_init_fn=start_worker)
+    with hold_signals():
+        read = iter(loader)
+    with tqdm(read, total=len(files), initial=len(files) - len(rest), unit=" images", desc=folder.name) as bar:
         images = iter(bar)
         for shard in range(kept, math.ceil(len(files) / step)):
             part = itertools.islice(images, step)
@@ -241,7 +241,8 @@ def prepare_shards(
     listings = {"train": list_images(source, "train")}
     listings |= {split: list_images(source, split) for split in split_folders(source) if split != "train"}
     try:
-        return [_prepare_split(source, listing, target / split, settings, workers) for split, listing in listings.items()]
+        with lock_folder(target, "preparing"):
+            return [_prepare_split(source, listing, target / split, settings, workers) for split, listing in listings.items()]
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

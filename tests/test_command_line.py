@@ -63,7 +63,7 @@ def test_killed_and_interrupted_runs_go_on(tmp_path):
         process.send_signal(stop)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == status, errors
-    assert "training and evaluations go on where they stopped when the same command is given again" in errors
+    assert "the same command goes on from what is saved" in errors
     reached = int(checkpoints(run)[-1].stem[5:])
     process = farmer_process(*arguments)
     printed, errors = process.communicate(timeout=120)

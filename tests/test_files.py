@@ -61,7 +61,20 @@ def test_a_folder_is_held_by_one(tmp_path):
         raise KeyError
     with lock_folder(folder, "training"):
         pass
-    assert (folder / ".lock").read_bytes() == b""
+    assert not list(folder.iterdir())
+
+
+def test_finished_files_are_held_until_all_are_written(tmp_path):
+    "Another process that writes the same files meanwhile removes none of them, and a name that begins like another is another."
+    def others(file):
+        if not os.fork():
+            replace_files({tmp_path / name: b"theirs" for name in ("a", "a.b")})
+            os._exit(0)
+        assert os.wait()[1] == 0
+        file.write(b"ours")
+
+    replace_files({tmp_path / "a.b": b"ours", tmp_path / "a": others})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"ours", "a.b": b"ours"}
 
 
 def test_the_dead_hold_no_folder(tmp_path):
@@ -94,7 +107,7 @@ def test_where_there_are_no_locks(tmp_path, monkeypatch):
     (tmp_path / ".file.1.partial").write_text("perhaps somebody's")
     with lock_folder(tmp_path, "training"), lock_folder(tmp_path, "drawing"):
         replace_files({tmp_path / "file": b"new"})
-    assert {path.name for path in tmp_path.iterdir()} == {"file", ".lock", ".file.1.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", ".file.1.partial"}
 
 
 def test_workers_leave_signals_to_their_parent_and_end_with_it(tmp_path):

@@ -13,7 +13,6 @@ from PIL import EpsImagePlugin, Image
 from pictures import COLOURS, MODES, deep_png, tolerance
 from torch.utils.data import DataLoader
 
-import farmer
 from farmer.data import load_dataset
 from farmer.folders import FolderDataset, center_crop, read_picture
 

@@ -21,7 +21,7 @@ from helpers import complaint, photos, seeded, small
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader, metadata as dcp_metadata
 
-from farmer.checkpoints import CheckpointWriter, checkpoints, load_checkpoint, newest_checkpoint
+from farmer.checkpoints import CheckpointWriter, load_checkpoint, newest_checkpoint
 from farmer.checks import parse_json, read_arrays, read_json
 from farmer.data import IMAGE_SIZES, load_dataset
 from farmer.distributed import Ranks
@@ -312,7 +312,7 @@ def test_a_checkpoint_changes_no_class_and_reads_no_other_folder(files):
     for place in elsewhere.storage_data.values():
         place.relative_path = f"../step-00000007/{place.relative_path}"
     try:
-        for content, words in ((hostile, "change a class"), (pickle.dumps(elsewhere), "another folder")):
+        for content, words in ((hostile, "more than its own data"), (pickle.dumps(elsewhere), "another folder")):
             (checkpoint / ".metadata").write_bytes(content)
             fit_manifest(checkpoint)
             complaint(ValueError, lambda: read_checkpoint(files), words, "step-00000007")

@@ -53,6 +53,7 @@ export class App {
   private models = new Map<string, Promise<Model>>();
   private memory = new Map<string, Promise<unknown>>(); // of what is computed from a picture alone
   private own: ImageBitmap | null = null;
+  private ownRead = new Map<string, Float32Array>(); // as each model sees it
   private sections: Section[] = [];
   private current: Model | null = null; // what the controls are fitted to
   private names: string[] = []; // of the classes of all pictures
@@ -151,7 +152,7 @@ export class App {
     }
     if (this.state.token >= model.tokens) values.token = Math.floor((model.tokens + model.columns) / 2); // near the centre
     const { label, way } = this.state;
-    if (!["own", "none"].includes(label) && !(Number(label) < model.facts.config.num_classes)) values.label = "own";
+    if (!["own", "none"].includes(label) && !(/^\d+$/.test(label) && Number(label) < model.facts.config.num_classes)) values.label = "own";
     if (!["posterior", "resampling"].includes(way)) values.way = "posterior";
     return values;
   }
@@ -188,7 +189,9 @@ export class App {
       const label = model.facts.labels[index];
       return { image: model.images[index], label, name: `picture ${index}: ${model.className(label)}` };
     }
-    return { image: this.own ? read(this.own, model) : new Float32Array(model.size), label: null, name: "your own picture" };
+    let image = this.ownRead.get(model.facts.name);
+    if (!image) this.ownRead.set(model.facts.name, (image = this.own ? read(this.own, model) : new Float32Array(model.size)));
+    return { image, label: null, name: "your own picture" };
   }
 
   /** Something that is computed from an image of a model, computed once. The oldest of many are forgotten. */
@@ -209,9 +212,14 @@ export class App {
     return this.once(model, index, "latents", () => model.encode(this.picture(model, index).image));
   }
 
+  /** Something that follows from the latents of an image, whatever is shown by the time that they are there. */
+  ofLatents<T>(model: Model, index: number, what: string, compute: (latents: Encoded) => Promise<T>): Promise<T> {
+    return this.once(model, index, what, async () => compute(await this.encoded(model, index)));
+  }
+
   /** The label that stands for an image: its own, or none. */
   labelOf(model: Model, index: number): number {
-    return this.picture(model, index).label ?? model.facts.config.num_classes;
+    return model.facts.labels[index] ?? model.facts.config.num_classes;
   }
 
   /** Take a file of the reader's as another picture. Throws a Sentence for what is none. */
@@ -222,8 +230,10 @@ export class App {
     } catch {
       throw new Sentence(`“${file.name}” is not a picture that this browser can read: choose a JPEG, PNG or WebP file.`);
     }
-    this.own = picture;
     const model = await this.model();
+    this.own?.close();
+    this.own = picture;
+    this.ownRead.clear();
     this.memory.clear();
     this.limit(model);
     this.state.image = -1; // so that the same place counts as a change

@@ -22,16 +22,17 @@ function redrawn(model: Model, mixtures: Mixtures, variance: number, seed: numbe
 function variance(app: App): void {
   app.section("variance", ["image", "variance", "seed"], async () => {
     const model = await app.model();
-    const { image, name } = app.picture(model, app.state.image);
-    const latents = await app.encoded(model, app.state.image);
-    const label = app.labelOf(model, app.state.image);
-    const seeds = [0, 1, 2].map((more) => app.state.seed + more);
-    const mixtures = await app.once(model, app.state.image, "own mixtures", () => model.mixtures(latents.informative, [label]));
-    const parts = seeds.map((seed) => redrawn(model, mixtures, app.state.variance, seed));
+    const { image: index, variance: scale, seed: first } = app.state; // which may change while this draws
+    const { image, name } = app.picture(model, index);
+    const latents = await app.encoded(model, index);
+    const label = app.labelOf(model, index);
+    const seeds = [0, 1, 2].map((more) => first + more);
+    const mixtures = await app.ofLatents(model, index, "own mixtures", ({ informative }) => model.mixtures(informative, [label]));
+    const parts = seeds.map((seed) => redrawn(model, mixtures, scale, seed));
     const images = await model.decode({ count: seeds.length, informative: repeat(latents.informative, seeds.length), redundant: concatenate(parts) });
     show(element("variance-pictures"), model, [
       [name, image],
-      ...seeds.map((seed, i): [string, Float32Array] => [`variance ${app.state.variance}, seed ${seed}`, images.subarray(i * model.size, (i + 1) * model.size)]),
+      ...seeds.map((seed, i): [string, Float32Array] => [`variance ${scale}, seed ${seed}`, images.subarray(i * model.size, (i + 1) * model.size)]),
     ]);
   });
 }
@@ -39,9 +40,10 @@ function variance(app: App): void {
 function swap(app: App): void {
   app.section("swap", ["image", "donor", "swapped"], async () => {
     const model = await app.model();
-    const [first, second] = [app.picture(model, app.state.image), app.picture(model, app.state.donor)];
-    const [a, b] = [await app.encoded(model, app.state.image), await app.encoded(model, app.state.donor)];
-    const border = app.state.swapped * model.redundant;
+    const { image, donor, swapped } = app.state;
+    const [first, second] = [app.picture(model, image), app.picture(model, donor)];
+    const [a, b] = [await app.encoded(model, image), await app.encoded(model, donor)];
+    const border = swapped * model.redundant;
     const mixed = [b, a].map((giver, i) => concatenate([giver.redundant.subarray(0, border), [a, b][i].redundant.subarray(border)]));
     const images = await model.decode({ count: 2, informative: concatenate([a.informative, b.informative]), redundant: concatenate(mixed) });
     show(element("swap-pictures"), model, [

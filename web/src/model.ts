@@ -325,8 +325,9 @@ export class Sequence {
       token: new ort.Tensor("float32", repeat(token, this.labels.length), [this.labels.length, token.length]),
       cache: new ort.Tensor("float32", this.cache, [layers, 2, this.labels.length, prior_width / width, this.length, width]),
     };
+    const found = await this.model.run("prior-step", feeds);
     this.length++;
-    return this.keep(await this.model.run("prior-step", feeds));
+    return this.keep(found);
   }
 
   /** What is expected of the redundant channels, once all tokens are read. */

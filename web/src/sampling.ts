@@ -29,8 +29,8 @@ class Run {
     while (this.choices.length < count) {
       const before = this.choices.at(-1)?.logPosterior ?? -Math.log(this.model.facts.config.num_classes);
       const choice = guided(way, this.next[0], this.next[1], scale, before, new Random(seed, `token ${this.choices.length}`));
-      this.choices.push(choice);
       this.next = await this.sequence.read(choice.candidates[choice.chosen].value);
+      this.choices.push(choice);
     }
   }
 

@@ -39,8 +39,8 @@ function thumbnails(app: App, model: Model): void {
 export function story(app: App): void {
   app.section("story", ["image", "token", "channel", "block", "exact", "offset"], async () => {
     const model = await app.model();
-    const { token, channel, block } = app.state;
-    const { image, name, label } = app.picture(model, app.state.image);
+    const { image: index, token, channel, block, offset, exact: exactly } = app.state; // which may change while this draws
+    const { image, name, label } = app.picture(model, index);
     const { tokens, channels: d, columns, blocks } = model;
 
     thumbnails(app, model);
@@ -54,7 +54,7 @@ export function story(app: App): void {
     pickable(app, cut.canvas, model);
     element("note-tokens").textContent = `${tokens} patches of ${model.patch} × ${model.patch} pixels: ${tokens} tokens of ${d} channels, read one after the other.`;
 
-    const encoded = await app.encoded(model, app.state.image);
+    const encoded = await app.encoded(model, index);
     const state = (k: number) => encoded.states.subarray(k * tokens * d, (k + 1) * tokens * d);
     for (let k = 0; k <= blocks; k++) {
       const words = k === 0 ? "before" : `after ${k}${k === blocks ? ": latents" : ""} ${model.facts.reverse_blocks[k - 1] ? "←" : "→"}`;
@@ -81,21 +81,21 @@ export function story(app: App): void {
     element("note-latents").textContent = `Token ${token} behind the last block: ${model.informative} informative numbers and ${model.redundant} redundant ones. Channel ${channel} is ${kind}, its value ${z[channel].toFixed(2)}.`;
 
     const nobody = model.facts.config.num_classes;
-    const known = app.labelOf(model, app.state.image);
-    const { own, shared } = await app.once(model, app.state.image, "mixtures", () => model.mixtures(repeat(encoded.informative, 2), [known, nobody]));
+    const known = app.labelOf(model, index);
+    const { own, shared } = await app.ofLatents(model, index, "mixtures", (latents) => model.mixtures(repeat(latents.informative, 2), [known, nobody]));
     const pair = kind === "informative" ? [own[token], own[tokens + token]] : shared;
     const dimension = kind === "informative" ? channel : channel - model.informative;
     const [withClass, without] = pair.length ? pair.map((mixture) => (x: number) => mixture.marginal(dimension, x)) : [normal, normal];
     const words = `Density of channel ${channel}: ${withClass(z[channel]).toFixed(2)} at its value ${z[channel].toFixed(2)} knowing the class, ${without(z[channel]).toFixed(2)} without`;
     const deviation = model.facts.deviations[token][channel];
-    curves(element("stage-mixture"), withClass, without, z[channel], z[channel] + app.state.offset * deviation, words, (x) => app.set({ offset: Math.round((4 * (x - z[channel])) / deviation) / 4 }));
+    curves(element("stage-mixture"), withClass, without, z[channel], z[channel] + offset * deviation, words, (x) => app.set({ offset: Math.round((4 * (x - z[channel])) / deviation) / 4 }));
     element("note-mixture").textContent = kind === "informative"
       ? `What the prior expects of channel ${channel}, having read the ${model.facts.reverse_prior ? tokens - 1 - token : token} tokens before this one${label === null ? "" : `, if it is told “${model.className(label)}” (solid) or not (dashed)`}.`
       : "What the prior expects of this channel in every token: redundant ones share one mixture.";
     element("note-mixture").append(" Touch the curve to pull the value to another place (dotted): “Traverse” below shows what becomes of the picture.");
 
-    const exact = app.state.exact === 1 || !model.has("student");
-    const back = await app.once(model, app.state.image, exact ? "exactly back" : "back", () => model.decode(encoded, exact));
+    const exact = exactly === 1 || !model.has("student");
+    const back = await app.ofLatents(model, index, exact ? "exactly back" : "back", (latents) => model.decode(latents, exact));
     const shown = frame(element("stage-back"), 0, exact ? "undone exactly" : "by the student, in one pass");
     paint(shown.canvas, back, model.shape);
     markToken(shown.mark, token, columns, tokens);
