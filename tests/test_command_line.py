@@ -422,7 +422,7 @@ def many(tmp_path) -> Path:
 
 def test_classes_by_name_and_number(many, tmp_path, capsys):
     draw = ["sample", str(many), "--count", "2", "--output", str(tmp_path / "a.png")]
-    for labels, words in ((["dog", "7", "0"], "6 images of classes 2, 7, 0 (dog, class 4, ../../cat)"), (["12"], "(no class)"), (["all"], "24 images of")):
+    for labels, words in ((["dog", "7", "0"], "6 images of classes 2, 1, 0 (dog, 7, ../../cat)"), (["12"], "(no class)"), (["all"], "24 images of")):
         main([*draw, "--labels", *labels])
         assert words in capsys.readouterr().out
     main(draw)  # a bounded number of classes, which is said

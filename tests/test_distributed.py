@@ -366,7 +366,7 @@ def every(complaints: list[str], *parts: str) -> str:
 def test_a_batch_that_cannot_be_split(tmp_path):
     data, run = photos(tmp_path / "photos"), tmp_path / "run"
     found = outcomes(tmp_path, 2, *SHARED, "--data", data, "--folder", run, "--batch-size", "9")
-    every(found, "batch_size 9 cannot be split evenly among ranks (2)", "multiple of 2")
+    every(found, "--batch-size 9 cannot be split evenly among ranks (2)", "multiple of 2")
     every(outcomes(tmp_path, 2, *SHARED, "--data", data, "--folder", run, "--shard", "3"), "shard 3 does not divide the number of ranks, 2")
 
 
@@ -405,7 +405,7 @@ def test_a_checkpoint_of_another_preset(tmp_path):
     run = tmp_path / "run"
     main([*SHARED, "--data", str(photos(tmp_path / "photos")), "--folder", str(run), "--steps", "2"])
     found = outcomes(tmp_path, 2, "train", "digits", "--device", "cpu", "--folder", run, *SMALL_RUN, "--steps", "2")
-    every(found, "step-00000002 belongs to another run", "image_shape [3, 16, 16] -> [1, 8, 8]")
+    every(found, "step-00000002 belongs to another run", "--image-shape [3, 16, 16] -> [1, 8, 8]")
 
 
 def test_too_many_unreadable_files(tmp_path):
