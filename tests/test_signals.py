@@ -278,7 +278,7 @@ def in_fork(*arguments) -> None:
     command(*arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 @SIGNALS
 def test_twenty_moments_at_random(tmp_path, number, workers):
@@ -315,7 +315,7 @@ def leading(*arguments) -> None:
     in_fork(*arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_thirty_kills(tmp_path, workers):
     "kill -9 at any moment, start-up too, and a double start each time: the weights are those of a run that nobody killed, and no process stays."
