@@ -551,6 +551,8 @@ def parse(arguments: list[str]) -> Command:
     "The command that the arguments describe. Raises ValueError with one line where tyro would draw a box."
     home = lambda found: (found[1] or "") + os.path.expanduser(found[2])
     arguments, message = [re.sub(r"^(--[\w-]+=)?(~.*)", home, argument) for argument in arguments] or ["--help"], io.StringIO()
+    if any(re.fullmatch(r"(--[\w-]+=)?\s*", argument) for argument in arguments):
+        raise ValueError("an argument is empty; give it a value, or leave it out")
     name, settings = arguments[0], {"config": (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes), "registry": _kinds}
     if name == "train" and arguments[1:] and not arguments[1].startswith("-") and arguments[1] not in PRESETS:
         raise ValueError(f"unknown preset {arguments[1]!r}; choose one of {', '.join(PRESETS)}; your own images go with --data FOLDER")

@@ -487,7 +487,7 @@ def test_the_page_opens_for_those_who_may_see_it(tmp_path):
         cookie = {"Cookie": cookie.partition(";")[0]}
         assert ask(address, CHANNELS, **cookie).status == 404  # may ask for a kernel, which there is none of
         assert ask(address, "/", **cookie).status == ask(address, CHANNELS, **cookie, Origin="http://evil.example").status == 403
-    assert "Traceback" not in (tmp_path / "log").read_text()
+        assert "Traceback" not in (tmp_path / "log").read_text()  # kernels that are ended in the middle of an answer may write one after this
 
 
 def test_a_closed_page_leaves_no_kernel(browser, explorer):
