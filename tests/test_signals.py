@@ -21,6 +21,14 @@ from farmer.distributed import ExecutionConfig, Termination, process_group
 from farmer.files import STOP_SIGNALS
 from farmer.training import Trainer, read_log
 
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    "A shell that starts the tests in the background has them ignore Ctrl-C."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 SIGNALS = pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 DIGITS = ["train", "digits", "--device", "cpu", "--evaluate-every", "100000", *SMALL_RUN]
 
