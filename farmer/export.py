@@ -416,7 +416,6 @@ def export_pretrained(
     *,
     data: str | None = None,  # its data set; None: as the model's folder notes, or none
     count: int = 30,  # held-out images to go along
-    half: bool | None = None,  # as in `export_model`
 ) -> list[str]:  # names of the files
     "`export_model` of a saved model, its student if it has one, and held-out images of its data if they are known."
     model, student, images, labels = Farmer.from_pretrained(name), None, None, None
@@ -427,7 +426,7 @@ def export_pretrained(
     if data is not None and count:
         subject = Subject.load(name, data, count=count)
         images, labels = subject.images, subject.labels
-    return export_model(model, folder, student=student, images=images, labels=labels, half=half, name=Path(name).name)
+    return export_model(model, folder, student=student, images=images, labels=labels, name=Path(name).name)
 
 # %% ../nbs/25_export.ipynb #25-022
 _LIVE_PAGE = Path(farmer.__file__).parent / "page" / "live"  # where `make web` puts it
