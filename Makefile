@@ -43,6 +43,7 @@ lab: $(STAMP)
 test: $(STAMP)
 	@echo "== 1/4 farmer/, nbs/ and README.md agree, and lessons and modules keep to their lengths"
 	@$(BIN)/python tools/check_sync.py
+	@$(BIN)/python tools/one_click.py --check
 	@$(BIN)/python tools/make_readme.py --check
 	@$(BIN)/python tools/count_lessons.py --check
 	@echo "== 2/4 every name that farmer/ uses exists"
@@ -121,6 +122,7 @@ paper: $(STAMP)
 build: $(STAMP)
 	$(BIN)/nbdev-export
 	$(BIN)/python tools/shrink_pictures.py
+	$(BIN)/python tools/one_click.py
 	$(BIN)/nbdev-clean
 	$(BIN)/python tools/make_readme.py
 

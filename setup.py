@@ -39,7 +39,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=" + settings["min_python"],
     packages=find_packages(include=[package, package + ".*"]),
-    package_data={package: ["py.typed", "__init__.pyi", "pretrained/*/*", "page/*.*", "page/live/**", "page/voila/templates/farmer/*"]},
+    package_data={package: ["py.typed", "__init__.pyi", "pretrained/*/*", "results/*", "page/*.*", "page/live/**", "page/voila/templates/farmer/*"]},
     include_package_data=False,  # else setuptools takes the folders of pretrained/ and page/ for forgotten packages
     install_requires=settings["requirements"].split(),
     extras_require={key.removesuffix("_requirements"): settings[key].split() for key in settings if key.endswith("_requirements")},

@@ -20,6 +20,7 @@ SHELVES = {  # title of a shelf, first and last number of its notebooks
 }
 CIRCUMSTANCES = ("commit", "date", "seeds", "device")  # of a result
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*)$", re.M)
+BADGE = re.compile(r"\[!\[([^\]]+)\]\([^)]*\)\]\(([^)]*)\)")  # a picture from the network that is a link: its words suffice
 MARKDOWN_LINK = re.compile(r"(\]\()([^()\s]+)(\))")
 sys.path.insert(0, str(ROOT))
 import farmer  # noqa: E402
@@ -90,7 +91,7 @@ def page_of(path: Path) -> dict:
             cell["metadata"] = {"tags": tags, "mystnb": {"image": {"alt": alt}}}
             cell["outputs"] = [output for output in map(shown, cell["outputs"]) if output]
         elif cell["cell_type"] == "markdown":
-            source = relink(source, "nbs")
+            source = BADGE.sub(r"[\1](\2)", relink(source, "nbs"))
         cells.append({**cell, "source": source})
     metadata = {key: value for key, value in notebook["metadata"].items() if key != "widgets"}
     return {**notebook, "metadata": metadata, "cells": cells}
@@ -214,14 +215,14 @@ def write_reference() -> None:
 
 
 def write_results() -> None:
-    "What was measured, from the files of experiments/results."
+    "What was measured, from the files of farmer/results."
     lines = ["# Results", "", "The figures of [the overview](index.ipynb), the lessons and [the paper's tables](23_paper.ipynb) were measured by scripts of"]
     lines += ["`experiments/`, which wrote these files: what, when, on which state of the code, with which seeds.", ""]
-    for path in sorted((ROOT / "experiments" / "results").glob("*.json")):
+    for path in sorted((ROOT / "farmer" / "results").glob("*.json")):
         found = json.loads(path.read_text("utf-8"))
         lines += [f"## {path.stem.replace('_', ' ')}", "", prose(found["what"][0].upper() + found["what"][1:]) + ".", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {prose(re.sub('[0-9a-f]{40}', lambda match: match[0][:10], str(found[name])))} |" for name in CIRCUMSTANCES if name in found]
-        lines += [f"| file | [{path.name}]({repository()}/experiments/results/{path.name}) |", ""]
+        lines += [f"| file | [{path.name}]({repository()}/farmer/results/{path.name}) |", ""]
         body = {key: value for key, value in found.items() if key not in ("what", *CIRCUMSTANCES)}
         lines += ["<details><summary>Figures</summary>", "", "```text", json.dumps(body, indent=1), "```", "", "</details>", ""]
     (SOURCE / "results.md").write_text("\n".join(lines), encoding="utf-8")

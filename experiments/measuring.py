@@ -32,6 +32,7 @@ from farmer.training import Trainer, read_log
 
 ROOT = Path(__file__).resolve().parent
 RUNS = ROOT.parent / "runs" / "experiments"
+RESULTS = ROOT.parent / "farmer" / "results"  # in the package, where the lessons find them wherever they run
 FOLDERS = {}  # of data that are not a data set's name: "cifar10" -> where another copy of it lies
 
 # Letters used for shapes:
@@ -323,12 +324,12 @@ def record(
     seeds: Iterable[int],
     what: str,  # was run, in one sentence
 ) -> None:
-    "Write results/NAME.json: the result, and all that one needs to know to get it again."
+    "Write farmer/results/NAME.json: the result, and all that one needs to know to get it again."
     facts = {
         "what": what, "commit": commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "seeds": list(seeds), "device": f"cpu, {platform.machine()}",
         "torch": torch.__version__, "threads": torch.get_num_threads(),
     }  # fmt: skip
-    path = ROOT / "results" / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(facts | dict(result), indent=1) + "\n")
     print(f"all figures are in {path}")

@@ -13,7 +13,7 @@ import argparse
 import torch
 from blow_up import blow_up
 from conditions import conditions
-from measuring import FOLDERS, ROOT, draw, real_figures, record, run, train
+from measuring import FOLDERS, RESULTS, draw, real_figures, record, run, train
 
 from farmer.guidance import ResamplingGuidance
 from farmer.plots import save_images
@@ -41,7 +41,7 @@ def save_grid(name: str) -> None:
     for guidance in (GUIDED["resampling, w=1"], 0.0):
         images, _ = draw(model, 0, 60, guidance=guidance)  # classes take turns
         halves.append(images.unflatten(0, (6, 10)).transpose(0, 1))
-    save_images(torch.cat(halves, dim=1).flatten(0, 1), ROOT / "results" / "cifar10_samples.png", columns=12)
+    save_images(torch.cat(halves, dim=1).flatten(0, 1), RESULTS / "cifar10_samples.png", columns=12)
 
 
 def main() -> None:

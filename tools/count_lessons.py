@@ -1,6 +1,6 @@
 """Print the length of every notebook and module; with --check, fail if one breaks the limits below.
 
-Words are those of the text, solutions in <details> and folded cells apart; time is what a reader needs for them at 220
+Words are those of the text, solutions in <details>, folded cells and badges apart; time is what a reader needs for them at 220
 words, 12 lines of code or 2 pictures a minute.
 """
 import argparse
@@ -49,11 +49,12 @@ def measure(path: Path) -> Notebook:
     for cell in json.loads(path.read_text("utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            words += len(re.sub(r"<details.*?</details>", "", source, flags=re.S).split())
+            words += len(re.sub(r"<details.*?</details>|^\[!\[[^\n]*", "", source, flags=re.S | re.M).split())
         elif not cell["metadata"].get("jupyter", {}).get("source_hidden"):
             lines = source.splitlines()
             (exported if re.search(r"^#\s*\|\s*export", source, re.M) else code).append(len(lines))
-            read += sum(bool(line.strip()) and not line.startswith("#|") for line in lines)
+            shown = not re.search(r"^#\s*\|\s*echo: false", source, re.M)
+            read += shown * sum(bool(line.strip()) and not line.startswith("#|") for line in lines)
             pictures += sum(any(mime.startswith("image/") for mime in output.get("data", {})) for output in cell["outputs"])
     median = statistics.median(code + exported) if code + exported else 0
     minutes = words / WORDS_A_MINUTE + read / LINES_A_MINUTE + pictures / PICTURES_A_MINUTE
