@@ -21,7 +21,7 @@ help:
 	@echo "  make lab     open the notebooks in JupyterLab"
 	@echo "  make test    run every check and every notebook"
 	@echo "  make slow    run the tests that take minutes; continuous integration does both"
-	@echo "  make gpu     run the tests that need a CUDA device"
+	@echo "  make gpu     all that needs a CUDA device: tests, timings, trainings of minutes; results in runs/gpu"
 	@echo "  make docs    build the documentation site into docs/_site, without a network once it is set up"
 	@echo "  make web     build the live page into farmer/page/live and docs/_site/live; needs Node 20.19 or newer"
 	@echo "  make bench   time the fast code against plain or published code"
@@ -41,11 +41,12 @@ lab: $(STAMP)
 	$(ON_PATH) $(BIN)/jupyter lab nbs
 
 test: $(STAMP)
-	@echo "== 1/4 farmer/, nbs/ and README.md agree, and lessons and modules keep to their lengths"
+	@echo "== 1/4 farmer/, nbs/ and README.md agree, lessons and modules keep to their lengths, numbers in prose are shown"
 	@$(BIN)/python tools/check_sync.py
 	@$(BIN)/python tools/one_click.py --check
 	@$(BIN)/python tools/make_readme.py --check
 	@$(BIN)/python tools/count_lessons.py --check
+	@$(BIN)/python tools/check_numbers.py --check
 	@echo "== 2/4 every name that farmer/ uses exists"
 	@$(BIN)/python -m pyflakes farmer
 	@echo "== 3/4 every notebook runs"
@@ -57,7 +58,7 @@ slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow
 
 gpu: $(STAMP)
-	@$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py $(if $(TARFLOW),--tarflow "$(TARFLOW)")
 
 docs: $(DOCS)/installed
 	@$(DOCS)/bin/python docs/pages.py

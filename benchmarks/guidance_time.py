@@ -1,4 +1,6 @@
-"Sampling under guidance over sampling without, same batch: `python benchmarks/guidance_time.py`."
+"Sampling under guidance over sampling without, same batch: `python benchmarks/guidance_time.py [--device cuda]`."
+import argparse
+
 import torch
 from timing import best, take_turns, where
 
@@ -16,13 +18,16 @@ WAYS = {
 
 
 def main() -> None:
-    print(where())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    device = parser.parse_args().device
+    print(where(device))
     for name in ("digits", "glyphs"):
-        model = Farmer.from_pretrained(name)
+        model = Farmer.from_pretrained(name).to(device)
         for batch in (100, 1000):
             labels = torch.arange(batch) % 10
-            draw = lambda guidance: model.sample(labels, guidance=guidance, generator=torch.Generator().manual_seed(0))
-            times = best(take_turns({way: lambda guidance=guidance: draw(guidance) for way, guidance in WAYS.items()}))
+            draw = lambda guidance: model.sample(labels, guidance=guidance, generator=torch.Generator(device).manual_seed(0))
+            times = best(take_turns({way: lambda guidance=guidance: draw(guidance) for way, guidance in WAYS.items()}, device=device))
             ratios = ", ".join(f"{way} {seconds / times['unguided']:.2f}x" for way, seconds in times.items() if way != "unguided")
             print(f"{name}, {batch} images: unguided {times['unguided']:.3f} s; over that: {ratios}", flush=True)
 

@@ -22,6 +22,7 @@ html_title = "FARMER"
 extensions = ["myst_nb"]
 nb_execution_mode = "off"  # the notebooks keep their outputs
 nb_merge_streams = True
+nb_mime_priority_overrides = [("html", "image/gif", 25)]  # moving pictures
 nb_render_markdown_format = "myst"
 nb_ipywidgets_js = {}  # nothing from the network
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "fieldlist", "attrs_inline"]

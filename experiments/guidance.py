@@ -1,28 +1,32 @@
 """Ways of sampling a guided mixture: are they right, what do they do to images, and how do they do on trained heads?
 
     python experiments/guidance.py mixtures          2-D pairs of mixtures against the truth on a grid: total variation, time
-    python experiments/guidance.py samples digits    samples of the embedded model (or glyphs): class accuracy, Frechet distance
-    python experiments/guidance.py heads             effective sample sizes on trained heads in 3, 10 and 128 dimensions
+    python experiments/guidance.py samples digits    samples of the embedded model (or glyphs): class accuracy, Frechet distances
+    python experiments/guidance.py heads             on trained heads in 3, 10 and 128 dimensions: effective sample sizes, and
+                                                     both directions of the paper's temperature of component weights
 
 `mixtures`: conditional mixtures with means N(0, 1.5^2) and deviations around 0.5; the unconditional one is a perturbed,
 wider copy, its components in the same order (aligned) or not (shuffled). Three pairs of every kind, seeds 0 to 2; 20,000
 draws each; histograms of 60 x 60 bins. The floor is the distance of as many draws from the truth itself. The posterior of
 `PosteriorGuidance` is 0 there, so that all ways aim at the same density.
 
-`samples`: 1,000 samples, seeds 0 to 2. `heads`: 200 images each; all ways see the same pairs of mixtures.
+`samples`: 1,000 samples, seeds 0 to 2; distances in the features of a network trained on real images, and in pixels.
+`heads`: 200 images each; all ways see the same pairs of mixtures.
 """
 import argparse
 import itertools
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from measuring import draw, judged, real_figures, record, train
+from measuring import draw, judge_of, judged, real_figures, record, train
 from torch import Tensor
 
 from farmer.analysis import VariationalGuidance
+from farmer.data import ImageDataset, to_images, to_levels
+from farmer.evaluation import FeatureStatistics, frechet_distance
 from farmer.guidance import Draw, Guidance, PosteriorGuidance, RejectionGuidance, ResamplingGuidance, is_improper, resample
 from farmer.mixture import GaussianMixture
 from farmer.model import Farmer
@@ -156,21 +160,36 @@ def mixtures(draws: int = 20_000) -> dict:
 # --- Samples of embedded models
 
 
+def pixel_statistics(images: Tensor) -> FeatureStatistics:  # (n, C, H, W)
+    return FeatureStatistics.of(images.flatten(1))
+
+
+def of_dataset(dataset: ImageDataset) -> FeatureStatistics:
+    return pixel_statistics(dataset.batch(range(min(len(dataset), 20_000)))[0])
+
+
 def samples(data: str) -> dict:
-    model, real = Farmer.from_pretrained(data), real_figures(data)
+    model, real, judge = Farmer.from_pretrained(data), real_figures(data), judge_of(data)
+    pixels = {"training": of_dataset(judge.train), "held-out": of_dataset(judge.held_out)}
     ways = {"unguided": 0.0}
     for scale in (0.25, *SCALES):
         ways |= {f"default w={scale:g}": scale, f"paper w={scale:g}": ResamplingGuidance(scale)}
     ways |= {f"naive w={scale:g}": RejectionGuidance(scale) for scale in (1.0, 4.0)} | {"variational w=1": VariationalGuidance(1.0)}
     ways |= {"paper, pool per token w=4": PerTokenGuidance(4.0), "paper, z^I only w=4": InformativeGuidance(4.0)}
-    ways["paper-1.1b-p16"] = PAPER_GUIDANCE["paper-1.1b-p16"]
+    ways["paper-1.1b-p16"] = paper = PAPER_GUIDANCE["paper-1.1b-p16"]
+    ways["paper-1.1b-p16, flatten"] = replace(paper, temperature_direction="flatten")
+    ways["paper-1.1b-p16, T_pi,v = 1"] = replace(paper, weighing_weight_temperature=1.0)
     names = {"class accuracy": "class accuracy", "Frechet distance to training images": "to training images", "Frechet distance": "to held-out images"}
     keys = {"judge on held-out images": "classifier on real images", "training to held-out": "Frechet distance of training to held-out images"}
     result = {key: real[name] for key, name in keys.items()}
     print(f"{data}: " + ", ".join(f"{key} {value:.3f}" for key, value in result.items()))
+    result |= {"training to held-out, pixels": frechet_distance(*pixels.values())}
     for way, guidance in ways.items():
-        rows = [judged(data, *draw(model, seed, 1000, guidance=guidance)) for seed in SEEDS]
+        drawn = [draw(model, seed, 1000, guidance=guidance) for seed in SEEDS]
+        rows = [judged(data, *each) for each in drawn]
+        seen = [pixel_statistics(to_images(to_levels(images, judge.train.levels), judge.train.levels)) for images, _ in drawn]
         result[way] = {name: [row[key] for row in rows] for key, name in names.items()}
+        result[way] |= {f"pixels, to {name} images": [frechet_distance(each, pixels[name]) for each in seen] for name in pixels}
         cells = [f"{name} {statistics.mean(values):6.3f} ± {statistics.stdev(values):.3f}" for name, values in result[way].items()]
         print(f"{way:28}" + ", ".join(cells), flush=True)
     return result
@@ -186,6 +205,23 @@ def pairs_seen(model: Farmer, images: int, scale: float) -> tuple[GaussianMixtur
     mixtures = [model.prior.mixtures(latents.informative, each)[0] for each in (labels, torch.full_like(labels, model.null_class))]
     flat = [GaussianMixture(*(p.flatten(0, 1) for p in (m.logits, m.component_mean, m.component_log_scale))) for m in mixtures]
     return *flat, model.prior.turn(latents.report.log_posterior[:, :-1]).exp().flatten()
+
+
+def directions(conditional: GaussianMixture, unconditional: GaussianMixture) -> dict[str, float]:  # batch shape (B,)
+    """The paper's settings of 1.1B, patch 16, and what the temperature of the component weights does when weighing.
+
+    The weight of the largest component, how many equally good candidates the same ten are worth, and the total variation
+    between the probabilities that two readings give them; means over tokens.
+    """
+    way = PAPER_GUIDANCE["paper-1.1b-p16"]
+    readings = {"none": replace(way, weighing_weight_temperature=1.0), "sharpen": way, "flatten": replace(way, temperature_direction="flatten")}
+    generator = torch.Generator().manual_seed(1)
+    values = [way.proposal(mixture).sample((5,), generator) for mixture in (conditional, unconditional)]
+    chances = {name: torch.cat(each.log_weights(conditional, unconditional, *values)).softmax(0) for name, each in readings.items()}
+    sizes = {"largest weight": conditional.logits.softmax(-1).amax(-1).mean().item()}
+    sizes |= {f"worth, {name}": (1 / chance.square().sum(0)).mean().item() for name, chance in chances.items()}
+    pairs = itertools.combinations(chances, 2)
+    return sizes | {f"{a} to {b}": 0.5 * (chances[a] - chances[b]).abs().sum(0).mean().item() for a, b in pairs}
 
 
 @torch.no_grad()
@@ -207,6 +243,9 @@ def heads(images: int = 200) -> dict:
             sizes = [make(w).draw(c, u, settled * r, torch.Generator().manual_seed(1)).effective_sample_size for w, (c, u, r) in pairs.items()]
             result[name][way] = [(size.mean().item(), size.median().item()) for size in sizes]
             print(f"  {way:24}" + "".join(f"{f'{mean:.2f} ({median:.2f})':>16}" for mean, median in result[name][way]), flush=True)
+        found = directions(*pairs_seen(model, images, PAPER_GUIDANCE["paper-1.1b-p16"].scale)[:2])
+        result[name]["weight temperature"] = found
+        print("  weight temperature 0.2: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()), flush=True)
     return result
 
 

@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 
 __version__ = "0.3.0"
-__all__ = ["Farmer", "FarmerConfig", "Jacobi", "Student", "certify", "load_dataset"]
+__all__ = ["Farmer", "FarmerConfig", "Jacobi", "Student", "certify", "load_dataset", "show_images", "to_pil", "to_uint8"]
 
 _MODULE_OF = {
     "Farmer": "model",
@@ -16,6 +16,9 @@ _MODULE_OF = {
     "Student": "inversion",
     "certify": "inversion",
     "load_dataset": "data",
+    "show_images": "plots",
+    "to_pil": "plots",
+    "to_uint8": "plots",
 }
 _MODULES = frozenset(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
@@ -70,7 +73,7 @@ def _describe(value: type | object) -> None:
     import inspect
 
     try:
-        comments = _parameters(inspect.getsource(inspect.getmodule(value)))
+        comments = _parameters(inspect.getsource(importlib.import_module(value.__module__)))
     except OSError:  # installed without its source
         return
     members = vars(value).values() if isinstance(value, type) else [value]

@@ -35,5 +35,9 @@ from .inversion import Student as Student
 from .inversion import certify as certify
 from .model import Farmer as Farmer
 from .model import FarmerConfig as FarmerConfig
+from .plots import show_images as show_images
+from .plots import to_pil as to_pil
+from .plots import to_uint8 as to_uint8
 
+__file__: str
 __version__: str

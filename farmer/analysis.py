@@ -90,7 +90,7 @@ class Subject:
             latents = model.encode(images)
         return cls(name, data, model, images, labels, latents, f"Subject.load({name!r}{given}{f', count={count}' if count != 200 else ''})")
 
-    def pick(self, indices: int | Sequence[int]) -> tuple[Tensor, Tensor, Latents]:  # images, labels, latents
+    def pick(self, indices: int | Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Latents]:  # images, labels, latents
         "Some of the held-out images."
         indices = torch.as_tensor(indices).reshape(-1)
         return self.images[indices], self.labels[indices], Latents(self.latents.informative[indices], self.latents.redundant[indices])

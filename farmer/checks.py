@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def check_number(name: str, value: object, interval: str, whole: bool = False) -> None:
+def check_number(name: str, value: Any, interval: str, whole: bool = False) -> None:
     "Raise ValueError unless the value is a finite number, or a whole one of 64 bits, in an interval such as `[0, 1)` or `(0, inf)`."
     low, high = (float(end) for end in interval[1:-1].split(","))
     number = type(value) is int if whole else isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -44,7 +44,7 @@ def check_fields(config: object, intervals: Mapping[str, str] = {}) -> None:
 _LARGEST_JSON = 2**24  # bytes
 
 
-def _is_json(value: object, kind: type) -> bool:
+def _is_json(value: Any, kind: Any) -> bool:
     "Whether a value from JSON is of a type such as float, str | None, list[int] or dict[str, dict]. True is no number, a whole one is a float, too."
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
@@ -54,7 +54,7 @@ def _is_json(value: object, kind: type) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max if kind is float else type(value) is kind
 
 
-def parse_json(content: str | bytes, source: object, what: str, fields: Mapping[str, type]) -> dict:
+def parse_json(content: str | bytes, source: object, what: str, fields: Mapping[str, Any]) -> dict:
     """The object in JSON that came from a disk, which has these keys with values of these types, and perhaps others.
 
     Raises ValueError that names the source, what it should be, and what is wrong: not JSON, nested too deeply, a number
@@ -83,7 +83,7 @@ def parse_json(content: str | bytes, source: object, what: str, fields: Mapping[
     return values
 
 
-def read_json(path: str | os.PathLike, what: str, fields: Mapping[str, type]) -> dict:
+def read_json(path: str | os.PathLike, what: str, fields: Mapping[str, Any]) -> dict:
     "As `parse_json`, from a file of at most 16 MiB. Raises FileNotFoundError if it is not there."
     path = Path(path)
     if path.exists() and (not path.is_file() or path.stat().st_size > _LARGEST_JSON):
@@ -121,13 +121,15 @@ def check_images(images: Tensor, image_shape: Sequence[int]) -> None:
     """Raise ValueError unless `images` is a float batch (B, C, H, W), finite, and in [-1, 1] up to noise and overshoot.
 
     Single pixels may lie far outside, as they sometimes do in samples. But if the mean of |x| over an image exceeds 2,
-    twice what is possible within [-1, 1], the image is on another scale.
+    twice what is possible within [-1, 1], the image is on another scale. While torch.export follows, only shapes are checked.
     """
     if not (isinstance(images, Tensor) and images.is_floating_point()):
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a float tensor in [-1, 1], got {kind}; convert 8-bit images with x.float() / 127.5 - 1")
-    if images.dim() != 4 or tuple(images.shape[1:]) != tuple(image_shape) or len(images) == 0:
+    if images.dim() != 4 or tuple(images.shape[1:]) != tuple(image_shape) or images.shape[0] == 0:
         raise ValueError(f"images have shape {tuple(images.shape)}, this model reads (batch, {', '.join(map(str, image_shape))})")
+    if torch.compiler.is_exporting():
+        return
     magnitude = images.detach().abs().mean((1, 2, 3), dtype=torch.promote_types(images.dtype, torch.float32)).max().item()
     if not math.isfinite(magnitude):
         raise ValueError("images contain NaN or infinity; remove those images")
@@ -159,17 +161,21 @@ def check_labels(
 ) -> Tensor:  # (B,) int64 on the device
     "Labels as a tensor, with `None` become the null class. Raises ValueError for labels of the wrong kind, number or range."
     drawing, classes = batch is None, f"in 0..{num_classes - 1}" if num_classes else "absent, as this model has no classes"
-    if labels is None and not drawing:
+    if labels is None and batch is not None:
         return torch.full((batch,), num_classes, device=device)
     try:
         labels = torch.as_tensor(labels, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"labels must be a list or tensor of whole numbers, got {type(labels).__name__}") from error
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if not whole or labels.dim() != 1 or len(labels) == 0 or len(labels) != (batch or len(labels)):
-        count = "" if drawing else f"{batch} "
-        raise ValueError(f"labels must be a list or tensor of {count}whole numbers, got {labels.dtype} of shape {tuple(labels.shape)}")
+    if not whole or labels.dim() != 1 or labels.shape[0] == 0 or labels.shape[0] != (labels.shape[0] if drawing else batch):
+        count, hint = "" if drawing else f"{batch} ", ""
+        if drawing and whole and labels.dim() == 0:  # a class, or how many images?
+            hint = f"; one image of class {labels} is [{labels}], {labels} images without a class are [model.null_class] * {labels}"
+        raise ValueError(f"labels must be a list or tensor of {count}whole numbers, got {labels.dtype} of shape {tuple(labels.shape)}{hint}")
     labels = labels.long()
+    if torch.compiler.is_exporting():
+        return labels
     lowest, highest = labels.min().item(), labels.max().item()
     if not 0 <= lowest <= highest < num_classes + drawing:
         hint = f"use {num_classes} for no class" if drawing else "use labels=None for no class"
@@ -188,13 +194,29 @@ def check_latents(informative: Tensor, redundant: Tensor, tokens: int, informati
         )
 
 
-def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
-    "Raise ValueError unless the generator draws where the model computes."
-    if generator is not None and generator.device.type != device.type:
+def check_generator(generator: torch.Generator | None, device: torch.device, seed: int | None = None) -> torch.Generator | None:
+    "The generator to draw with: the one given, or a new one of a seed. Raises ValueError for both, and unless it draws where the model computes."
+    if seed is not None:
+        check_number("seed", seed, "[0, inf)", whole=True)
+        if generator is not None:
+            raise ValueError("pass either a seed or a generator, not both")
+        return torch.Generator(device).manual_seed(seed)
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator must be a torch.Generator or None, got {type(generator).__name__}; a whole number goes into seed=")
+    if generator is not None and (generator.device.type, generator.device.index or 0) != (device.type, device.index or 0):
         raise ValueError(f"the generator is on {generator.device}, the model on {device}; make it with torch.Generator(model.device)")
+    return generator
 
 
-def check_same_facts(dataset: object, config: object, name: str = "the model") -> None:
+def check_device(device: str | torch.device) -> torch.device:
+    "A device of this machine. Raises ValueError for any other."
+    try:
+        return torch.empty(0, device=torch.device(device)).device
+    except (AssertionError, RuntimeError, TypeError) as error:  # no such kind, no driver, not that many
+        raise ValueError(f"device {str(device)!r} cannot be used on this machine; choose another, such as 'cpu'") from error
+
+
+def check_same_facts(dataset: Any, config: Any, name: str = "the model") -> None:
     "Raise ValueError unless a data set has the image shape, the number of classes and the levels that a model's configuration expects."
     for field, what in (("image_shape", "images of shape"), ("num_classes", "classes:"), ("levels", "levels:")):
         data, expected = getattr(dataset, field), getattr(config, field)
@@ -206,7 +228,7 @@ def check_same_facts(dataset: object, config: object, name: str = "the model") -
         raise ValueError("the data set is empty")
 
 
-def check_architecture(config: object) -> None:
+def check_architecture(config: Any) -> None:
     "Raise ValueError for fields of a model's configuration that are wrong, or do not fit together, naming the field and the fix."
     shape = config.image_shape
     if not (isinstance(shape, tuple) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)):
@@ -231,7 +253,7 @@ def check_architecture(config: object) -> None:
             raise ValueError(f"{name} {getattr(config, name)} is not a multiple of head_width {config.head_width}")
 
 
-def check_guidable(config: object, labels: Tensor) -> None:  # (B,)
+def check_guidable(config: Any, labels: Tensor) -> None:  # (B,)
     "Raise ValueError where a model has nothing to guide by: no classes, no density without a class, or no class in the labels."
     null_class = config.num_classes
     if null_class == 0 or config.prior == "standard-normal":

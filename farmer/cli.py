@@ -6,7 +6,7 @@
 __all__ = ['Command', 'Train', 'Prepare', 'Distill', 'Sample', 'Evaluate', 'Explore', 'Export', 'Demo', 'TrainCommand', 'parse',
            'main']
 
-# %% ../nbs/24_command_line.ipynb #24-002
+# %% ../nbs/24_command_line.ipynb #24-004
 import contextlib
 import io
 import json
@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 import farmer
 from .analysis import DEFAULT_MODEL, Subject, subject_data
 from .batches import derive_seed
-from .checks import check_guidable, check_labels, check_number, check_shown
+from .checks import check_guidable, check_labels, check_number, check_shown, read_json
 from .data import IMAGE_SIZES, ImageDataset, load_dataset
 from .demo import show_demo
 from .distributed import ExecutionConfig, Ranks, best_device, process_group
@@ -42,14 +42,14 @@ from .files import file_digest, import_optional, replace_files, spread, tell
 from .guidance import Guidance
 from .inversion import Jacobi, Student, certify
 from .model import Farmer, FarmerConfig
-from .objectives import Distillation, Likelihood, evaluate_bits_per_dim
+from .objectives import Distillation, Likelihood, evaluate_bits_per_dim, images_at_once
 from .plots import picture_format, save_archive, save_files, save_images
-from .presets import DISTILLATION, PAPER_GUIDANCE, PRESETS, Preset
+from .presets import DISTILLATION, PAPER_GUIDANCE, PRESETS, Preset, distillation_of
 from .pretrained import embedded_models, model_files, read_source, save_source
 from .shards import prepare_shards
 from .training import Trainer, TrainingConfig, read_log
 
-# %% ../nbs/24_command_line.ipynb #24-004
+# %% ../nbs/24_command_line.ipynb #24-006
 _Device = Annotated[str | None, tyro.conf.arg(metavar="cuda|mps|cpu|none", help="none: the best there is")]
 _Guidance = Annotated[str, tyro.conf.arg(metavar="NUMBER|NAME")]
 _Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
@@ -78,7 +78,7 @@ def _find_classes(model: Farmer, wanted: Sequence[str]) -> list[int]:
         raise ValueError(f"{', '.join(wanted)}: not all are classes of this model; use all, or {known}") from None
     return check_labels(found, classes, None, torch.device("cpu")).tolist()
 
-# %% ../nbs/24_command_line.ipynb #24-006
+# %% ../nbs/24_command_line.ipynb #24-008
 def _load_splits(data: str, image_size: int, download: bool = False) -> list[ImageDataset]:
     "Training and held-out images, of the size that is asked for where the data leaves a choice."
     size = None if data in IMAGE_SIZES and data != "photos" else image_size
@@ -156,7 +156,8 @@ class Train:
             trainer = Trainer(Likelihood(model), train, test, self.training, self.folder, device=device, execution=self.execution)
             _announce(trainer, f"{weights:,} weights{f' of {self.start_from}' if source else ''},")
             if trainer.ranks.first:
-                save_source(self.folder, self.data, {"model": asdict(config), "training": asdict(self.training), "execution": asdict(self.execution)})
+                settings = {"model": config, "training": self.training, "execution": self.execution}
+                save_source(self.folder, self.data, {name: asdict(part) for name, part in settings.items()} | {"start_from": self.start_from})
             trainer.fit()
             for name, module in (("latest", trainer.model), ("model", trainer.ema)):
                 model = trainer.whole(module)
@@ -168,7 +169,33 @@ class Train:
         if trainer.ranks.first:
             print(f"next: farmer sample {self.folder / 'model'}")
 
-# %% ../nbs/24_command_line.ipynb #24-008
+# %% ../nbs/24_command_line.ipynb #24-010
+def _noted_run(path: Path) -> Train:
+    "The run whose settings a file holds. Raises ValueError for a file that is none, or has fields that are not known here."
+    noted = read_json(path, "the settings of a run", {"data": str, "model": dict, "training": dict, "execution": dict})
+    parts = {}
+    for name, kind in (("model", FarmerConfig), ("training", TrainingConfig), ("execution", ExecutionConfig)):
+        if unknown := noted[name].keys() - kind.__dataclass_fields__.keys():
+            raise ValueError(f"{path} holds {', '.join(sorted(unknown))}, which this version does not know; take the version that wrote it, or a preset")
+        parts[name] = kind(**{field: tuple(value) if isinstance(value, list) else value for field, value in noted[name].items()})
+    start, free = noted.get("start_from"), {"dropout", "label_dropout"} | ({"num_classes"} if parts["model"].num_classes == 0 else set())
+    return Train(noted["data"], path.parent, **parts, start_from=start, given=frozenset(free if start else ()))
+
+
+def _take_config(arguments: list[str]) -> tuple[Train | None, list[str]]:
+    "The run that `train --config FILE` starts from, and the other arguments. Raises ValueError for one beside a preset."
+    run, others, texts = None, [], iter(arguments)
+    for text in texts:
+        flag, equals, value = text.partition("=")
+        if flag == "--config":
+            run = _noted_run(Path(value if equals else next(texts, "")))
+        else:
+            others.append(text)
+    if run is not None and others[1:] and others[1] in PRESETS:
+        raise ValueError(f"--config takes the place of a preset; leave out {others[1]}, or the file")
+    return run, others
+
+# %% ../nbs/24_command_line.ipynb #24-012
 @dataclass(frozen=True)
 class Prepare:
     "Crop a folder of images once and pack it into shards that are fast to read. The same command again goes on."
@@ -191,10 +218,10 @@ class Prepare:
             print(report)
         print(f"next: farmer train PRESET --data {self.target}")
 
-# %% ../nbs/24_command_line.ipynb #24-010
+# %% ../nbs/24_command_line.ipynb #24-014
 @dataclass(frozen=True)
 class Distill:
-    "Train a model's student, which makes images in one pass. The same command again goes on from the last checkpoint."
+    "Train a model's student, which makes images in one pass; settings not given are those of the model's preset. The same command again goes on."
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     "the folder of a run, whose model gets the student; or, with --folder, an embedded model or any model's folder"
@@ -202,9 +229,13 @@ class Distill:
     "data set to distill on; none: that of the run, or of the embedded model"
     folder: _OptionalFolder = None
     "where the log, checkpoints and the model with its student go; none: into the run's own folder"
+    student: Literal["causal", "paper"] = "causal"
+    "causal: our own, whose density is exact; paper: attention in both directions, noise on the latents, a loss on every block"
     training: TrainingConfig = DISTILLATION
     device: _Device = None
     execution: ExecutionConfig = ExecutionConfig()
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    "fields that the user set; the other settings of training are those of the model's preset"
 
     def source(self) -> str:
         "The model that gets the student. Raises ValueError where that is not clear."
@@ -221,7 +252,9 @@ class Distill:
         with process_group(_usable(self.device), self.execution.timeout) as device:
             data, teacher = self.data or read_source(source), Farmer.from_pretrained(source)
             train, test = _load_splits(data, teacher.config.image_shape[1])
-            trainer = Trainer(Distillation(teacher), train, test, self.training, folder, device=device, execution=self.execution)
+            wanted = {name.removeprefix("no_") for name in self.given} & TrainingConfig.__dataclass_fields__.keys()
+            training = replace(distillation_of(teacher.config), **{name: getattr(self.training, name) for name in wanted})
+            trainer = Trainer(Distillation(teacher, self.student), train, test, training, folder, device=device, execution=self.execution)
             _announce(trainer, f"distilling {source} on")
             trainer.fit()
             student = trainer.whole(trainer.ema)
@@ -234,7 +267,7 @@ class Distill:
                 print(f"held out: root mean square error {record['held_out_average']:.4f}; of samples, in latents, {record['residual']:.3f}")
             print(f"next: farmer sample {target} --solver student")
 
-# %% ../nbs/24_command_line.ipynb #24-012
+# %% ../nbs/24_command_line.ipynb #24-016
 def _read_guidance(text: str) -> float | Guidance:
     "The scale or the named settings that the text stands for. Raises ValueError for anything else."
     try:
@@ -306,7 +339,7 @@ class Sample:
         called = f" ({several(names)})" if names != numbers else ""
         bound = f"; --labels all draws {model.config.num_classes:,}" if not self.labels and len(classes) < model.config.num_classes else ""
         print(f"{len(labels)} images of classes {several(numbers)}{called} in {self.output}{bound}")
-        certificates, reports, rounds = zip(*notes) if notes else [(None,)] * 3  # none: all were there
+        certificates, reports, rounds = zip(*filter(None, notes)) if any(notes) else [(None,)] * 3  # none: all were there
         if reports[0] is not None:
             print(f"guidance: {_join(reports).summary()}")
         if certificates[0] is not None:
@@ -331,10 +364,9 @@ class Sample:
 
     def draw(
         self, model: Farmer, labels: Tensor, guidance: float | Guidance, inverse: Jacobi | Student | None, paths: Sequence[Path]
-    ) -> Iterator[tuple[Tensor, slice, tuple]]:  # images (b, C, H, W) on the CPU, their places, reports about them
+    ) -> Iterator[tuple[Tensor, slice, tuple | None]]:  # images (b, C, H, W) on the CPU, their places, reports about the first 10,000
         "Draw batch after batch, each by a seed of its own; those whose files are there are left out."
-        values = model.config.tokens * model.config.components * 2 * model.partition.informative  # that the prior predicts for an image
-        size = self.batch_size or max(1, min(500, 2**27 // values))
+        size = self.batch_size or images_at_once(model.config)
         for index, first in enumerate(tqdm(range(0, len(labels), size), unit="batch", disable=len(labels) <= size)):
             part = slice(first, first + size)
             if not paths or not all(path.is_file() for path in paths[part]):
@@ -342,9 +374,10 @@ class Sample:
                 latents = model.sample_latents(labels[part], guidance=guidance, generator=generator)
                 images = model.decode(latents, inverse=inverse)
                 rounds = inverse.rounds.double().mean().item() if isinstance(inverse, Jacobi) else None
-                yield images.float().cpu(), part, (certify(model, images, latents, labels[part]), latents.report, rounds)
+                note = (certify(model, images, latents, labels[part]), latents.report, rounds) if first < 10_000 else None
+                yield images.float().cpu(), part, note
 
-# %% ../nbs/24_command_line.ipynb #24-014
+# %% ../nbs/24_command_line.ipynb #24-018
 @dataclass(frozen=True)
 class Evaluate:
     "Measure a model: bits/dim of held-out images, quality of samples (torchrun's ranks share them), what moved the numbers. The same command again goes on."
@@ -369,10 +402,12 @@ class Evaluate:
     "of images whose density is reported besides bits per dimension; 0: none"
     folder: _OptionalFolder = None
     "for the samples and evaluation.json; none: runs/evaluation/ and the model's name"
+    chunk: int | None = None
+    "images drawn at once and kept in one file; none: 500, fewer of a large model"
     device: _Device = None
 
     def __call__(self) -> None:
-        config = EvaluationConfig(self.samples, _read_guidance(self.guidance), self.solver, seed=self.seed, noise=self.noise)
+        config = EvaluationConfig(self.samples, _read_guidance(self.guidance), self.solver, self.chunk, seed=self.seed, noise=self.noise)
         folder = self.folder or Path("runs/evaluation") / "-".join(part for part in Path(self.model).parts if part != "/")
         with process_group(_usable(self.device), minutes=60 * 24 * 365) as device:
             model, data = Farmer.from_pretrained(self.model).to(device), self.data or read_source(self.model)
@@ -387,7 +422,7 @@ class Evaluate:
         if first:
             print(f"with their manifest in {folder / 'evaluation.json'}")
 
-# %% ../nbs/24_command_line.ipynb #24-016
+# %% ../nbs/24_command_line.ipynb #24-020
 _PAGE = Path(farmer.__file__).parent / "page"  # a notebook, and a template where Voila looks for it
 
 
@@ -450,7 +485,7 @@ class Explore:
                 threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
             server.serve_forever()
 
-# %% ../nbs/24_command_line.ipynb #24-018
+# %% ../nbs/24_command_line.ipynb #24-022
 @dataclass(frozen=True)
 class Export:
     "Write a model as ONNX graphs and weights, for any runtime and for the live page."
@@ -470,7 +505,7 @@ class Export:
         size = sum((self.folder / file).stat().st_size for file in files)
         print(f"{self.folder}: {', '.join(files)}; {size / 1e6:.1f} MB")
 
-# %% ../nbs/24_command_line.ipynb #24-020
+# %% ../nbs/24_command_line.ipynb #24-024
 @dataclass(frozen=True)
 class Demo:
     "Train a small FARMER on real handwritten digits, then show its samples and exact likelihoods: about two minutes."
@@ -486,7 +521,7 @@ class Demo:
         show_demo(Farmer.from_pretrained(self.folder / "model"), *_load_splits(digits.data, 8), self.seed)
         print(f"\nnext: `make lab` and open 00_data.ipynb, or `farmer sample {self.folder / 'model'} --labels 3 8`")
 
-# %% ../nbs/24_command_line.ipynb #24-022
+# %% ../nbs/24_command_line.ipynb #24-026
 _RUNS = {name: Train(preset.data, Path("runs") / name, preset.model, preset.training, execution=preset.execution) for name, preset in PRESETS.items()}
 
 
@@ -498,7 +533,7 @@ def _about(preset: Preset) -> str:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    "Train a model from a preset, any field of which can be changed. The same command again goes on from the last checkpoint."
+    "Train a model from a preset, or as an earlier run: --config FOLDER/run.json. Any field can be changed. The same command again goes on from the last checkpoint."
 
     run: Union[tuple(Annotated[Train, tyro.conf.subcommand(name, default=run, description=_about(PRESETS[name]))] for name, run in _RUNS.items())]
 
@@ -520,7 +555,7 @@ farmer evaluate digits --samples 2000
 farmer explore photos
 farmer export photos exported""".splitlines()
 
-# %% ../nbs/24_command_line.ipynb #24-024
+# %% ../nbs/24_command_line.ipynb #24-028
 _kinds = tyro.constructors.ConstructorRegistry()
 
 
@@ -554,20 +589,26 @@ def parse(arguments: list[str]) -> Command:
     if any(re.fullmatch(r"(--[\w-]+=)?\s*", argument) for argument in arguments):
         raise ValueError("an argument is empty; give it a value, or leave it out")
     name, settings = arguments[0], {"config": (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes), "registry": _kinds}
+    run, arguments = _take_config(arguments) if name == "train" else (None, arguments)
     if name == "train" and arguments[1:] and not arguments[1].startswith("-") and arguments[1] not in PRESETS:
         raise ValueError(f"unknown preset {arguments[1]!r}; choose one of {', '.join(PRESETS)}; your own images go with --data FOLDER")
     try:
         with contextlib.redirect_stderr(message):
-            command = tyro.cli(Command, args=arguments, prog="farmer", **settings)
+            if run is None:
+                command = tyro.cli(Command, args=arguments, prog="farmer", **settings)
+            else:
+                command = TrainCommand(tyro.cli(Train, default=run, args=arguments[1:], prog="farmer train --config FILE", **settings))
     except SystemExit as exit:
         if exit.code:
             raise ValueError(f"{_in_one_line(message.getvalue())} (see farmer {f'{name} ' if name in _COMMANDS else ''}--help)") from None
         print("examples:", *(line for line in _EXAMPLES if name not in _COMMANDS or line.split()[1] == name), sep="\n  ")  # after --help
         raise
     given = frozenset(argument.partition("=")[0][2:].replace("-", "_") for argument in arguments if argument.startswith("--"))
-    return TrainCommand(replace(command.run, given=given)) if name == "train" else command
+    if name == "train":
+        return TrainCommand(replace(command.run, given=given | command.run.given))
+    return replace(command, given=given) if name == "distill" else command
 
-# %% ../nbs/24_command_line.ipynb #24-026
+# %% ../nbs/24_command_line.ipynb #24-030
 def _with_flags(text: str, name: str) -> str:
     "A complaint with a command's flags for the library's names: `patch_size 3 does` becomes `--patch-size 3 does`, `download=True` `--download`."
     parts = [Train, FarmerConfig, TrainingConfig, ExecutionConfig] if name in ("train", "distill") else [_COMMANDS[name]]
@@ -582,9 +623,9 @@ def _with_flags(text: str, name: str) -> str:
 def _explain(error: Exception, name: str) -> str | None:
     "One line about what the user can mend; None for a fault of the program."
     text, mendable = str(error).strip(), isinstance(error, (ValueError, OSError, FloatingPointError, ImportError))
-    first = text.partition("\n")[0]
+    first, flags = text.partition("\n")[0], dict.fromkeys(("train", "distill", "sample"), "a smaller --batch-size") | {"evaluate": "a smaller --chunk"}
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search("allocate memory|out of memory", text):
-        return f"memory ran out; use {'a smaller --batch-size' if name in ('train', 'distill', 'sample') else 'a smaller model or a larger machine'}"
+        return f"memory ran out; use {flags.get(name, 'a smaller model or a larger machine')}"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return f"the model cannot be compiled ({text.partition('raised:')[2].strip().partition(chr(10))[0] or first}); use --no-compile, or mend the compiler"
     if "DataLoader worker" in first and (mendable or type(error) is RuntimeError):

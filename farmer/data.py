@@ -6,7 +6,7 @@
 __all__ = ['CHROMA_AXES', 'IMAGE_SIZES', 'to_images', 'to_levels', 'check_split', 'counted', 'ImageDataset', 'ArrayDataset',
            'PhotoDataset', 'load_dataset']
 
-# %% ../nbs/00_data.ipynb #00-003
+# %% ../nbs/00_data.ipynb #00-005
 import functools
 import importlib.metadata
 import importlib.util
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, default_collate
 import farmer
 from .files import import_optional
 
-# %% ../nbs/00_data.ipynb #00-006
+# %% ../nbs/00_data.ipynb #00-008
 def to_images(
     values: Tensor,  # (...) whole numbers, 0 to levels - 1
     levels: int,  # how many values a pixel can take
@@ -38,7 +38,7 @@ def to_levels(
     "Nearest pixel level of every value: the inverse of `to_images`."
     return images.clamp(-1, 1).add(1).mul((levels - 1) / 2).round().to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #00-011
+# %% ../nbs/00_data.ipynb #00-013
 def check_split(split: str) -> None:
     "Raise ValueError unless it is the name of a split."
     if split not in ("train", "test"):
@@ -55,7 +55,7 @@ class ImageDataset(Dataset):
 
     image_shape: tuple[int, int, int]  # (C, H, W)
     levels: int  # how many values a pixel can take; they lie evenly on [-1, 1]
-    class_names: list[str]  # label y is called class_names[y]
+    class_names: list[str]  # label c is called class_names[c]
     labels: Tensor  # (number of images,) int64
     left_out: Mapping[str, int] = {}  # what was found in a folder and is no image of the data set, and how often
 
@@ -97,7 +97,7 @@ class ImageDataset(Dataset):
         shape = "x".join(map(str, self.image_shape))
         return f"{type(self).__name__}({len(self)} images {shape}, {self.num_classes} classes, {self.levels} levels)"
 
-# %% ../nbs/00_data.ipynb #00-015
+# %% ../nbs/00_data.ipynb #00-017
 class ArrayDataset(ImageDataset):
     "Images kept in memory as pixel levels, one byte each; they become real numbers when they are read."
 
@@ -130,7 +130,7 @@ class ArrayDataset(ImageDataset):
         images, labels = self.batch(indices)
         return list(zip(images, labels.tolist()))
 
-# %% ../nbs/00_data.ipynb #00-017
+# %% ../nbs/00_data.ipynb #00-019
 def _load_digits(split: str) -> ArrayDataset:  # 1,437 or 360 images (1, 8, 8), 17 levels, 10 classes
     "Handwritten digits from scikit-learn, divided once and for all by a seeded shuffle."
     digits = import_optional("sklearn.datasets", "scikit-learn").load_digits()
@@ -140,7 +140,7 @@ def _load_digits(split: str) -> ArrayDataset:  # 1,437 or 360 images (1, 8, 8), 
     values = torch.from_numpy(digits.images.astype(np.uint8))[:, None]
     return ArrayDataset(values[chosen], torch.from_numpy(digits.target)[chosen], 17, "0123456789")
 
-# %% ../nbs/00_data.ipynb #00-034
+# %% ../nbs/00_data.ipynb #00-040
 _PHOTO_FILES = {  # class name -> file
     "astronaut": "skimage/data/astronaut.png",
     "cat": "skimage/data/chelsea.png",
@@ -175,7 +175,7 @@ def _photograph(name: str, height: int) -> Tensor:  # (3, height, width) uint8
         scaled = image.convert("RGB").resize((round(image.width * height / image.height), height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(scaled)).permute(2, 0, 1).contiguous()
 
-# %% ../nbs/00_data.ipynb #00-036
+# %% ../nbs/00_data.ipynb #00-042
 class PhotoDataset(ImageDataset):
     "Square crops of ten photographs, cut when asked for, 256 levels. Test crops lie in a band that no training crop touches."
 
@@ -222,10 +222,10 @@ class PhotoDataset(ImageDataset):
         crop = self.photograph(int(self.labels[index]))[:, row : row + size, column : column + size]
         return crop.flip(2) if mirrored else crop.clone()
 
-# %% ../nbs/00_data.ipynb #00-048
+# %% ../nbs/00_data.ipynb #00-054
 CHROMA_AXES = np.array([[1, 0, -1], [1, -2, 1]]) / np.sqrt([[2], [6]])  # (2, 3) unit vectors in RGB, at right angles to grey
 
-# %% ../nbs/00_data.ipynb #00-059
+# %% ../nbs/00_data.ipynb #00-064
 IMAGE_SIZES = {"digits": 8, "photos": 32, "glyphs": 16, "glyphs-field": 16, "glyphs-palette": 16, "mnist": 28, "cifar10": 32}  # by name
 
 

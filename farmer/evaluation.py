@@ -8,14 +8,15 @@ __all__ = ['Solver', 'FeatureStatistics', 'frechet_distance', 'inception_score',
            'write_reference', 'read_reference', 'EvaluationConfig', 'inverse_by_name', 'manifest', 'draw_samples',
            'evaluate']
 
-# %% ../nbs/20_evaluation.ipynb #20-003
+# %% ../nbs/20_evaluation.ipynb #20-005
 import hashlib
 import io
 import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .batches import OnlyReadable, derive_seed
-from .checks import check_features, check_fields, check_number, read_arrays
+from .checks import Inverse, check_features, check_fields, check_number, read_arrays
 from .data import ImageDataset, to_images, to_levels
 from .distributed import Ranks
 from .files import file_digest, import_optional, replace_files, spread
@@ -35,14 +36,15 @@ from .guidance import Guidance
 from .inversion import Jacobi, Student
 from .model import Farmer
 from .patches import add_gaussian_noise
+from .objectives import images_at_once
+from .plots import save_archive
 from .pretrained import model_files, weights_note
-from .objectives import evaluate_bits_per_dim
 
 # Letters used for shapes:
 # B batch, n images, C H W channels, height and width of an image, D features
 Solver = Literal["exact", "jacobi", "student"]
 
-# %% ../nbs/20_evaluation.ipynb #20-012
+# %% ../nbs/20_evaluation.ipynb #20-014
 class FeatureStatistics(NamedTuple):
     "What the Frechet distance needs to know of a set of features."
 
@@ -51,10 +53,7 @@ class FeatureStatistics(NamedTuple):
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":  # (n, D)
-        """Mean and covariance in float64. Raises ValueError for non-finite features, and for too few to fill D dimensions.
-
-        A covariance of n <= D images has no full rank: distances would depend more on n than on the images.
-        """
+        "Mean and covariance in float64. Raises ValueError for non-finite features, and for n <= D, where no covariance is of full rank."
         count, dimensions = features.shape
         if count <= dimensions:
             raise ValueError(f"{count} images for {dimensions} features: their covariance is not of full rank; use more than {dimensions} images")
@@ -76,7 +75,7 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
     shared = torch.linalg.eigvalsh(root @ second.covariance @ root).clamp(min=0).sqrt().sum()
     return ((first.mean - second.mean).square().sum() + (first.covariance.trace() + second.covariance.trace() - 2 * shared)).item()
 
-# %% ../nbs/20_evaluation.ipynb #20-018
+# %% ../nbs/20_evaluation.ipynb #20-021
 def inception_score(
     logits: Tensor,  # (n, classes) of a classifier
     splits: int = 10,  # consecutive parts of the images, scored one by one
@@ -92,7 +91,7 @@ def inception_score(
         scores.append((log_p.exp() * (log_p - marginal)).sum(1).mean().exp().item())
     return float(np.mean(scores)), float(np.std(scores))
 
-# %% ../nbs/20_evaluation.ipynb #20-021
+# %% ../nbs/20_evaluation.ipynb #20-024
 def _squared_distances(first: Tensor, second: Tensor) -> Iterator[Tensor]:  # (n, D), (m, D) -> blocks of (up to 1000, m)
     "Between all pairs, in float64, a block of rows at a time."
     second, norms = second.double(), second.double().square().sum(1)
@@ -108,10 +107,8 @@ def _neighbour_radii(features: Tensor, neighbours: int) -> Tensor:  # (n, D) -> 
 
 
 def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> tuple[float, float]:  # features (n, D), (m, D)
-    """Improved precision and recall (Kynkaanniemi et al., 2019).
-
-    Precision: share of generated images within the real ones' manifold, the union of balls around real images that reach
-    to their k-th neighbours. Recall: the same with the roles exchanged.
+    """Improved precision and recall (Kynkaanniemi et al., 2019). Precision: share of generated images within the union of balls
+    around real ones that reach to their k-th neighbours. Recall: the same with the roles exchanged.
     """
     check_features(torch.cat([real, generated]))
     shares = []
@@ -120,7 +117,7 @@ def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> tu
         shares.append(torch.cat([(block <= radii).any(1) for block in _squared_distances(points, centres)]).double().mean().item())
     return tuple(shares)
 
-# %% ../nbs/20_evaluation.ipynb #20-025
+# %% ../nbs/20_evaluation.ipynb #20-028
 class Features(NamedTuple):
     "What an extractor sees in images."
 
@@ -129,8 +126,13 @@ class Features(NamedTuple):
     spatial: Tensor | None = None  # (B, D'), features that still know where they are; not every extractor has them
 
 
+def _shrunk(images: Tensor, most: int = 64) -> Tensor:  # (B, C, H, W) -> at most 64 pixels a side
+    longest = max(images.shape[2:])
+    return images if longest <= most else F.interpolate(images, [max(1, side * most // longest) for side in images.shape[2:]], mode="area")
+
+
 class SmallClassifier(nn.Module):
-    "A convolutional network for small images: a feature extractor where Inception would be out of place."
+    "A convolutional network for small images, to which larger ones are shrunk: a feature extractor where Inception would be out of place."
 
     reads_labels, features = True, 64  # its classes are those of the data
 
@@ -145,24 +147,25 @@ class SmallClassifier(nn.Module):
         self.head = nn.Linear(self.features, num_classes)
 
     def forward(self, images: Tensor) -> Features:  # (B, C, H, W) in [-1, 1]
-        pooled = self.body(images)
+        pooled = self.body(_shrunk(images).to(self.head.weight.device))
         return Features(pooled, self.head(pooled))
 
 
-def train_classifier(dataset: ImageDataset, steps: int = 800, seed: int = 0) -> SmallClassifier:
-    "Train on real images, for less than a minute. The same seed gives the same network on the same machine."
+def train_classifier(dataset: ImageDataset, steps: int = 800, seed: int = 0, device: torch.device | str = "cpu", progress: bool = False) -> SmallClassifier:
+    "Train on real images, for less than a minute if they are small. The same seed gives the same network on the same machine."
     check_number("steps", steps, "[1, inf)", whole=True)
     check_number("seed", seed, "[0, inf)", whole=True)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = SmallClassifier(dataset.image_shape, dataset.num_classes)
+        network = SmallClassifier(dataset.image_shape, dataset.num_classes).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    for _ in range(steps):
+    for _ in tqdm(range(steps), unit="step", desc="classifier", mininterval=1, disable=not progress):
         images, labels = dataset.batch(torch.randint(len(dataset), (128,), generator=generator))
+        images = _shrunk(images)
         noisy = images + 0.05 * torch.randn(images.shape, generator=generator)
-        F.cross_entropy(network(noisy).logits, labels).backward()
+        F.cross_entropy(network(noisy).logits, labels.to(device)).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -171,15 +174,9 @@ def train_classifier(dataset: ImageDataset, steps: int = 800, seed: int = 0) -> 
 
 @torch.no_grad()
 def extract(extractor: Callable[[Tensor], Features], images: Tensor | Iterable[Tensor], batch_size: int = 500) -> Features:
-    "Features of many images, (n, C, H, W) in [-1, 1], which are cut into batches, or of batches of such images."
-    batches = images.split(batch_size) if isinstance(images, Tensor) else images
-    return Features(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*map(extractor, batches))))
-
-
-def _see(extractor: Callable[[Tensor], Features], dataset: ImageDataset, indices: Sequence[int]) -> tuple[Features, Tensor]:
-    truth = []  # labels of the images, those that can be read
-    batches = (truth.append(labels) or images for images, labels in map(dataset.batch, torch.as_tensor(indices).split(500)))
-    return extract(extractor, batches), torch.cat(truth)
+    "Features, on the CPU, of many images, (n, C, H, W) in [-1, 1], which are cut into batches, or of batches of such images."
+    parts = map(extractor, images.split(batch_size) if isinstance(images, Tensor) else images)
+    return Features(*(None if column[0] is None else torch.cat([seen.cpu() for seen in column]) for column in zip(*parts)))
 
 
 class Reference(NamedTuple):
@@ -195,11 +192,7 @@ class Reference(NamedTuple):
         return cls(next(known), features.pooled, next(known))
 
 
-def sample_figures(
-    drawn: Features,
-    labels: Tensor | None,  # (n,) that were asked for; None where the extractor knows other classes
-    real: Reference,
-) -> dict[str, float | str]:
+def sample_figures(drawn: Features, labels: Tensor | None, real: Reference) -> dict[str, float | str]:  # labels (n,) asked for; None: it knows others
     "How a set of images compares with a real one. What would need more images than there are is left out, and said."
     count, few = len(drawn.pooled), "left out, it needs {} images or more"
     figures = {"images": count}
@@ -214,7 +207,7 @@ def sample_figures(
         figures["class accuracy"] = (drawn.logits.argmax(1) == labels).double().mean().item()
     return figures
 
-# %% ../nbs/20_evaluation.ipynb #20-032
+# %% ../nbs/20_evaluation.ipynb #20-035
 _INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 _INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
@@ -256,8 +249,7 @@ def _write_arrays(path: Path, **arrays: np.ndarray) -> None:  # in one step, wri
 
 def write_reference(path: Path, values: Tensor, levels: int, labels: Tensor) -> None:  # (n, C, H, W) uint8 levels, (n,)
     "Images in ADM's layout: arr_0 (n, H, W, 3) uint8 with 256 levels, grey as three equal channels, and arr_1, labels."
-    scaled = values if levels == 256 else (values.float() * (255 / (levels - 1))).round().to(torch.uint8)
-    _write_arrays(path, arr_0=scaled.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
+    save_archive((to_images(part, levels) for part in values.split(500)), labels, values.shape[1:], path)
 
 
 def _read_reference(path: Path, image_shape: Sequence[int], like: Features) -> tuple[Tensor, list[FeatureStatistics | None]]:
@@ -283,7 +275,7 @@ def read_reference(
     seen = Reference.of(extract(extractor, (to_images(part[:, : image_shape[0]], 256) for part in values.split(500))))
     return Reference(known[0] or seen.statistics, seen.pooled, known[1] or seen.spatial)
 
-# %% ../nbs/20_evaluation.ipynb #20-036
+# %% ../nbs/20_evaluation.ipynb #20-039
 @dataclass(frozen=True)
 class EvaluationConfig:
     "Everything that fixes the images that are drawn and the figures that are computed. Raises ValueError for impossible values."
@@ -294,8 +286,8 @@ class EvaluationConfig:
     "scale, or a way of guiding"
     solver: Solver = "exact"
     "way back through the flow, see `inverse_by_name`"
-    chunk: int = 500
-    "images drawn at a time and kept in one file; each chunk has a seed of its own"
+    chunk: int | None = None
+    "images drawn at a time and kept in one file, by a seed of their own; none: 500, fewer of a large model"
     draws: int = 4
     "of the dequantisation noise, for bits per dimension"
     noise: float = 0.0
@@ -331,7 +323,7 @@ def manifest(model: Farmer, name: str | Path, data: str, config: EvaluationConfi
         "versions": {"farmer": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
 
-# %% ../nbs/20_evaluation.ipynb #20-038
+# %% ../nbs/20_evaluation.ipynb #20-041
 def _read_chunk(path: Path, labels: Tensor, image_shape: Sequence[int], levels: int, identity: str) -> list[Tensor]:
     "Images, labels and which images were finite. Raises ValueError for a file of another evaluation, or a damaged one."
     what, count = "a chunk of samples; delete it, and the same command draws it again", len(labels)
@@ -343,38 +335,51 @@ def _read_chunk(path: Path, labels: Tensor, image_shape: Sequence[int], levels: 
     return [torch.from_numpy(array) for array in arrays.values()]
 
 
+def _by_turns(chunks: Sequence, work: Callable[[object], object], what: str) -> list:
+    "What `work` makes of every chunk, in their order, on every rank. The ranks take turns; the first one shows how far it is."
+    ranks = Ranks()
+    mine = [work(chunk) for chunk in tqdm(chunks[ranks.rank :: ranks.count], unit="chunk", desc=what, mininterval=1, disable=not ranks.first)]
+    everyone = ranks.gather_objects(mine)
+    return [everyone[index % ranks.count][index // ranks.count] for index in range(len(chunks))]
+
+
 def draw_samples(
     model: Farmer,
     config: EvaluationConfig,
     folder: Path,  # gets samples/00000.npz and so on
     levels: int,  # of the data, onto whose grid the images are rounded
     identity: str,  # of model and settings; files of another are not reused
-    inverse: Callable[[Tensor], Tensor] | None = None,  # that config.solver names
-) -> tuple[Tensor, Tensor, int]:  # images (n, C, H, W) uint8 levels, labels (n,), images that were not finite
-    """Draw images and keep them in files, a chunk each. What is there already is not drawn again.
-
-    A chunk follows from its number alone, so an interrupted evaluation ends with the same images, and so does one by several
-    ranks, which take turns. Images with NaN or infinity are never drawn again: they count as black ones, and are counted.
-    Raises ValueError if the folder holds another evaluation's files, or damaged ones.
+    inverse: Inverse | None = None,  # that config.solver names
+) -> tuple[list[Callable[[], list[Tensor]]], int]:  # functions that read a chunk: images (B, C, H, W) uint8 levels, labels (B,); images that were not finite
+    """Draw images, classes taking turns, and keep them in files, a chunk each. What is there already is not drawn again.
+    A chunk follows from its number alone, so an interrupted evaluation ends with the same images, and so does one by several ranks.
+    Images with NaN or infinity count as black ones, and are counted. Raises ValueError for another evaluation's files, or damaged ones.
     """
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    ranks = Ranks()
-    chunks = (torch.arange(config.samples) % max(model.config.num_classes, 1)).split(config.chunk)  # classes take turns; only 0 without classes
+    chunks = (torch.arange(config.samples) % max(model.config.num_classes, 1)).split(config.chunk or images_at_once(model.config))
     paths = [folder / "samples" / f"{index:05d}.npz" for index in range(len(chunks))]
-    mine = list(enumerate(zip(chunks, paths)))[ranks.rank :: ranks.count]
-    read = lambda path, labels: _read_chunk(path, labels, model.config.image_shape, levels, identity)
-    for pair in (pair for pair in zip(paths, chunks) if pair[0].is_file()):
-        read(*pair)  # complains before anything is drawn
-    for index, (labels, path) in tqdm(mine, unit="chunk", desc="samples", mininterval=1, disable=not ranks.first):
-        if not path.is_file():
+    readers = [partial(_read_chunk, path, labels, model.config.image_shape, levels, identity) for path, labels in zip(paths, chunks)]
+    for read in (read for read, path in zip(readers, paths) if path.is_file()):
+        read()  # complains before anything is drawn
+
+    def draw(index: int) -> int:
+        if not paths[index].is_file():
             generator = torch.Generator(model.device).manual_seed(derive_seed(config.seed, index))
-            images = model.sample(labels, guidance=config.guidance, inverse=inverse, generator=generator).cpu()
+            images = model.sample(chunks[index], guidance=config.guidance, inverse=inverse, generator=generator).cpu()
             finite = images.isfinite().flatten(1).all(1)
             images[~finite] = -1.0
-            _write_arrays(path, images=to_levels(images, levels).numpy(), labels=labels.numpy(), finite=finite.numpy(), identity=np.array(identity))
-    ranks.gather([len(mine)])  # after which all are there
-    images, labels, finite = (torch.cat(part) for part in zip(*map(read, paths, chunks)))
-    return images, labels, int((~finite).sum())
+            arrays = {"images": to_levels(images, levels).numpy(), "labels": chunks[index].numpy(), "finite": finite.numpy()}
+            _write_arrays(paths[index], **arrays, identity=np.array(identity))
+        return int((~readers[index]()[2]).sum())
+
+    return readers, sum(_by_turns(range(len(chunks)), draw, "samples"))
+
+# %% ../nbs/20_evaluation.ipynb #20-043
+def _see(extractor: Callable[[Tensor], Features], chunks: Sequence, read: Callable[[object], tuple[Tensor, Tensor]], what: str) -> tuple[Features, Tensor]:
+    "Features and labels of images in [-1, 1] that are read a chunk at a time."
+    look = lambda images, labels: (extract(extractor, images), labels)
+    seen, labels = zip(*_by_turns(chunks, lambda chunk: look(*read(chunk)), what))
+    return extract(lambda features: features, seen), torch.cat(labels)  # joined
 
 
 def _mean(values: Tensor, name: str, which: str = "") -> dict[str, float]:  # (n,)
@@ -382,16 +387,33 @@ def _mean(values: Tensor, name: str, which: str = "") -> dict[str, float]:  # (n
 
 
 @torch.no_grad()
-def _noised_density(model: Farmer, held_out: ImageDataset, noise: float, seed: int) -> dict[str, float]:
-    "Log-density of held-out images with Gaussian noise, in nats per dimension. It depends on the noise and is no figure in bits/dim."
-    generator, values = torch.Generator(model.device).manual_seed(seed), []
-    for indices in torch.arange(len(held_out)).split(500):
-        images, labels = (tensor.to(model.device) for tensor in held_out.batch(indices.tolist()))
-        log_prob = model.log_prob(add_gaussian_noise(images, noise, generator), labels if model.config.num_classes else None)
-        values.append(log_prob.cpu() / images[0].numel())
-    return {"images": sum(map(len, values)), "noise": noise, **_mean(torch.cat(values), "nats/dim")}
+def _densities(model: Farmer, held_out: ImageDataset, given: bool, draws: int = 1, noise: float = 0.0, seed: int = 0) -> Tensor:  # (n,)
+    "Bits per dimension of held-out images; with Gaussian noise, which it depends on, their log-density in nats per dimension."
 
-# %% ../nbs/20_evaluation.ipynb #20-039
+    def measure(chunk: tuple[int, Tensor]) -> Tensor:
+        generator = torch.Generator(model.device).manual_seed(derive_seed(seed, chunk[0]) if chunk[0] else seed)
+        images, labels = (tensor.to(model.device) for tensor in held_out.batch(chunk[1]))
+        labels = labels if given else None
+        if not noise:
+            return model.bits_per_dim(images, labels, draws=draws, generator=generator).cpu()
+        return model.log_prob(add_gaussian_noise(images, noise, generator), labels).cpu() / images[0].numel()
+
+    chunks = list(enumerate(torch.arange(len(held_out)).split(images_at_once(model.config))))
+    return torch.cat(_by_turns(chunks, measure, "likelihood"))
+
+
+def _likelihoods(model: Farmer, held_out: ImageDataset, config: EvaluationConfig) -> dict[str, dict]:
+    "The part of the report that needs no samples."
+    report, classes = {"likelihood of held-out images": {}}, model.config.num_classes > 0
+    for which, given in (("given the label", True), ("without a label", False))[not classes :]:
+        bits = _densities(model, held_out, given, config.draws)
+        report["likelihood of held-out images"] |= {"images": len(bits), **_mean(bits, "bits/dim", f" {which}")}
+    if config.noise:
+        nats = _densities(model, held_out, classes, noise=config.noise, seed=config.seed)
+        report["density of noised held-out images"] = {"images": len(nats), "noise": config.noise, **_mean(nats, "nats/dim")}
+    return report
+
+# %% ../nbs/20_evaluation.ipynb #20-044
 def evaluate(
     model: Farmer,
     name: str | Path,  # where the model was loaded from
@@ -404,47 +426,45 @@ def evaluate(
     reference: str | Path | None = None,  # real images in ADM's layout; None: the held-out images
 ) -> dict:
     """Likelihood and sample quality of a model, beside the same figures of real training images, with a manifest.
-
-    Interrupted, it goes on with the samples that are there. With several ranks, all draw, the first one measures, and each
-    gets the report. Raises ValueError, before it begins, for another evaluation's folder, too few samples, what the model cannot do.
+    Interrupted, it goes on with the samples that are there. Several ranks share all work on images, and end with the same figures
+    as one. Raises ValueError, before it begins, for another evaluation's folder, too few samples, what the model cannot do.
     """
-    train, held_out = OnlyReadable(train), OnlyReadable(held_out)
+    train, held_out, ranks, size = OnlyReadable(train), OnlyReadable(held_out), Ranks(), images_at_once(model.config)
+    config = replace(config, chunk=config.chunk or size)
     folder, described = Path(folder), manifest(model, name, data, config)
     drawing = {key: value for key, value in described.items() if key not in ("model", "data")} | {"levels": held_out.levels}  # not by which name
     identity = hashlib.sha256(json.dumps(drawing, sort_keys=True).encode()).hexdigest()
     inverse = inverse_by_name(config.solver, name)
     inverse = inverse.to(model.basis.matrix) if isinstance(inverse, Student) else inverse  # its place and precision
-    like = extract(extractor, torch.zeros(1, *held_out.image_shape)) if extractor else Features(torch.empty(1, SmallClassifier.features), None)
+    like = extract(extractor, torch.zeros(1, *held_out.image_shape)) if extractor else Features(torch.empty(1, SmallClassifier.features), torch.empty(1, 0))
     if config.samples <= (count := like.pooled.shape[1]):
         raise ValueError(f"{config.samples} samples for {count} features: draw more than that, or the covariance is not of full rank")
-    if reference is not None:
-        _read_reference(Path(reference), held_out.image_shape, like)  # complains before anything is drawn
+    if reference is not None:  # complains before anything is drawn
+        ranks.on_first(lambda: _read_reference(Path(reference), held_out.image_shape, like) and None)
 
-    def measure(extractor: Callable[[Tensor], Features] | None = extractor) -> dict:
-        extractor = extractor or train_classifier(train, seed=config.seed)
-        seen, truth = _see(extractor, held_out, range(len(held_out))) if reference is None else (None, None)
-        real = Reference.of(seen) if reference is None else read_reference(reference, extractor, held_out.image_shape)
-        reads_labels = getattr(extractor, "reads_labels", True) and model.config.num_classes > 0
-        write_reference(folder / "samples.npz", values, held_out.levels, labels)
-        report = {"likelihood of held-out images": {}}
-        for which, given in (("given the label", True), ("without a label", False))[not model.config.num_classes :]:
-            bits = evaluate_bits_per_dim(model, held_out, len(held_out), given, config.draws)
-            report["likelihood of held-out images"] |= {"images": len(bits), **_mean(bits, "bits/dim", f" {which}")}
-        if config.noise:
-            report["density of noised held-out images"] = _noised_density(model, held_out, config.noise, config.seed)
-        drawn = extract(extractor, (to_images(part, held_out.levels) for part in values.split(500)))
-        report["samples"] = {**sample_figures(drawn, labels if reads_labels else None, real), "not finite": broken}
-        trained, names = _see(extractor, train, spread(config.samples, len(train)))
-        report["real training images"] = sample_figures(trained, names if reads_labels else None, real)
-        if reads_labels and seen is not None:
-            report["held-out images"] = {"images": len(truth), "class accuracy": (seen.logits.argmax(1) == truth).double().mean().item()}
-        report["manifest"] = described | {
-            "features": f"{type(extractor).__name__}, {real.pooled.shape[1]} dimensions", "features sha256": getattr(extractor, "sha256", None),
-            "reference": "held-out images" if reference is None else str(reference), "reference sha256": reference and file_digest(Path(reference)),
-        }
-        replace_files({folder / "evaluation.json": (json.dumps(report, indent=1) + "\n").encode()})
-        return report
+    with ranks.locked(folder, "evaluating"):
+        readers, broken = draw_samples(model, config, folder, held_out.levels, identity, inverse)
+        if extractor is None:
+            extractor = ranks.on_first(lambda: train_classifier(train, seed=config.seed, device=model.device, progress=True).cpu()).to(model.device)
+        report, look = _likelihoods(model, held_out, config), partial(_see, extractor)
+        drawn = look(readers, lambda read: (to_images((found := read())[0], held_out.levels), found[1]), "features of samples")
+        trained = look(torch.tensor(spread(config.samples, len(train))).split(size), train.batch, "of training images")
+        seen = look(torch.arange(len(held_out)).split(size), held_out.batch, "of held-out images") if reference is None else None
 
-    with Ranks().locked(folder, "evaluating"):
-        values, labels, broken = draw_samples(model, config, folder, held_out.levels, identity, inverse)
-        return Ranks().on_first(measure)
+        def finish() -> dict:
+            real = Reference.of(seen[0]) if reference is None else read_reference(reference, extractor, held_out.image_shape)
+            reads_labels = getattr(extractor, "reads_labels", True) and model.config.num_classes > 0
+            save_archive((to_images(read()[0], held_out.levels) for read in readers), drawn[1], held_out.image_shape, folder / "samples.npz")
+            for section, (features, labels) in (("samples", drawn), ("real training images", trained)):
+                report[section] = sample_figures(features, labels if reads_labels else None, real)
+            report["samples"]["not finite"] = broken
+            if reads_labels and seen is not None:
+                report["held-out images"] = {"images": len(seen[1]), "class accuracy": (seen[0].logits.argmax(1) == seen[1]).double().mean().item()}
+            report["manifest"] = described | {
+                "features": f"{type(extractor).__name__}, {real.pooled.shape[1]} dimensions", "features sha256": getattr(extractor, "sha256", None),
+                "reference": "held-out images" if reference is None else str(reference), "reference sha256": reference and file_digest(Path(reference)),
+            }
+            replace_files({folder / "evaluation.json": (json.dumps(report, indent=1) + "\n").encode()})
+            return report
+
+        return ranks.on_first(finish)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['export_model', 'export_pretrained', 'live_server']
 
-# %% ../nbs/25_export.ipynb #25-003
+# %% ../nbs/25_export.ipynb #25-005
 import base64
 import contextlib
 import copy
@@ -13,9 +13,10 @@ import functools
 import http.server
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,17 +35,17 @@ from .pretrained import read_source
 from .transformer import CausalTransformer, TransformerLayer
 
 # Letters used for shapes:
-# B batch, C H W channels, height and width of an image, p patch size, N tokens, d = d_I + d_R informative and redundant channels,
-# n blocks of the flow, K mixture components, W width of a transformer, P tokens in its cache
+# B batch, C H W channels, height and width of an image, P patch size, N tokens, d = d_I + d_R informative and redundant channels,
+# T blocks of the flow, K mixture components, W width of a transformer, L tokens in its cache
 
-# %% ../nbs/25_export.ipynb #25-005
+# %% ../nbs/25_export.ipynb #25-007
 class _Weights:
     "A file of weights that graphs share."
 
     def __init__(self, file: str, half: bool):  # half: in float16
         self.file, self.half, self.content, self.places = file, half, bytearray(), {}
 
-    def place(self, name: str, tensor: Tensor, exact: bool = False) -> object:  # a TensorProto
+    def place(self, name: str, tensor: Tensor, exact: bool = False) -> Any:  # a TensorProto
         "Where a tensor lies in the file; it is put there when first asked for. With `exact` in float32 in any case."
         onnx = import_optional("onnx", "onnx", "export")
         if name not in self.places:
@@ -66,13 +67,13 @@ class _Graph:
         self.weights, self.nodes, self.initializers, self.inputs, self.widened, self.count = weights, [], {}, [], {}, 0
         self.root = self if outer is None else outer.root
 
-    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes) -> str | list[str]:
+    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:  # a name, or a list of them
         self.root.count += 1
         names = [f"{kind}.{self.root.count}.{index}" for index in range(outputs)]
         self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), names, **attributes))
         return names[0] if outputs == 1 else names
 
-    def __getattr__(self, kind: str):
+    def __getattr__(self, kind: str) -> Callable[..., Any]:
         return functools.partial(self.node, kind)
 
     def value(self, values: object, kind: type = np.float32) -> str:
@@ -110,7 +111,7 @@ class _Graph:
         helper = self.onnx.helper
         return helper.make_model(self.proto(outputs), opset_imports=[helper.make_opsetid("", 20)], ir_version=9).SerializeToString()
 
-# %% ../nbs/25_export.ipynb #25-007
+# %% ../nbs/25_export.ipynb #25-009
 def _linear(g: _Graph, x: str, name: str, module: nn.Linear) -> str:
     product = g.MatMul(x, g.weight(f"{name}.weight", module.weight.T))
     return product if module.bias is None else g.Add(product, g.weight(f"{name}.bias", module.bias))
@@ -132,7 +133,7 @@ def _attend(g: _Graph, projected: str, width: int, heads: int, mask: str | None,
     attended = g.Transpose(g.MatMul(g.Softmax(scores, axis=-1), values), perm=[0, 2, 1, 3])
     return g.Reshape(attended, g.whole(0, 0, width)), keys, values
 
-# %% ../nbs/25_export.ipynb #25-008
+# %% ../nbs/25_export.ipynb #25-010
 def _layer(g: _Graph, x: str, name: str, layer: TransformerLayer, mask: str | None, past: Sequence[str] | None = None) -> tuple[str, str, str]:
     width = layer.attention_norm.weight.numel()
     projected = _linear(g, _norm(g, x, f"{name}.attention_norm", layer.attention_norm), f"{name}.query_key_value", layer.query_key_value)
@@ -165,7 +166,7 @@ def _flip(g: _Graph, tokens: str, count: int, reverse: bool) -> str:  # (B, N, .
     "From last to first, if so."
     return g.Gather(tokens, g.whole(*reversed(range(count))), axis=1) if reverse else tokens
 
-# %% ../nbs/25_export.ipynb #25-010
+# %% ../nbs/25_export.ipynb #25-012
 def _start(g: _Graph, like: str, name: str, block: AutoregressiveBlock) -> str:  # (B, ...) -> (B, 1, W), what a block reads first
     batch = g.Slice(g.Shape(like), g.whole(0), g.whole(1))
     return g.Expand(g.weight(f"{name}.start", block.start), g.Concat(batch, g.whole(1, block.start.numel()), axis=0))
@@ -210,7 +211,7 @@ def _undo(g: _Graph, z: str, name: str, block: AutoregressiveBlock) -> str:  # (
     found = g.Loop(g.value(tokens, np.int64), g.value(True, np.bool_), *states, body=body.proto(outputs), outputs=len(states) + 1)
     return _flip(g, g.Transpose(found[-1], perm=[1, 0, 2]), tokens, block.reverse)
 
-# %% ../nbs/25_export.ipynb #25-012
+# %% ../nbs/25_export.ipynb #25-014
 def _tokens_of(g: _Graph, images: str, model: Farmer) -> str:  # (B, C, H, W) -> (B, N, d)
     (channels, height, width), p = model.config.image_shape, model.config.patch_size
     grid = g.Transpose(g.Reshape(images, g.whole(0, channels, height // p, p, width // p, p)), perm=[0, 2, 4, 1, 3, 5])
@@ -224,7 +225,7 @@ def _images_of(g: _Graph, tokens: str, model: Farmer) -> str:  # (B, N, d) -> (B
     grid = g.Reshape(patches, g.whole(0, height // p, width // p, channels, p, p))
     return g.Reshape(g.Transpose(grid, perm=[0, 3, 1, 4, 2, 5]), g.whole(0, channels, height, width))
 
-# %% ../nbs/25_export.ipynb #25-013
+# %% ../nbs/25_export.ipynb #25-015
 def _encode(weights: _Weights, model: Farmer) -> bytes:
     "images -> z^I, z^R, log-determinant, tokens before, between and behind the blocks, log-scales of each block."
     g, config = _Graph(weights), model.config
@@ -258,7 +259,7 @@ def _decode(weights: _Weights, model: Farmer, student: Student | None) -> bytes:
             z = g.Add(shift, g.Mul(z, g.Exp(g.Neg(log_scale))))
     return g.file({"images": (_images_of(g, z, model), ["B", *config.image_shape])})
 
-# %% ../nbs/25_export.ipynb #25-015
+# %% ../nbs/25_export.ipynb #25-017
 def _mixture(g: _Graph, hidden: str, name: str, head: MixtureHead, shape: Sequence, prefix: str = "") -> dict[str, tuple[str, Sequence]]:
     "(..., W) -> outputs logits (..., K), mean and log_scale (..., K, D)."
     k, d, lead = head.components, head.dimensions, [0] * len(shape)
@@ -299,7 +300,7 @@ def _prior_step(weights: _Weights, prior: AutoregressivePrior, start: bool) -> b
     if start:
         read, count = _prefix(g, prior), prior.condition_repeats
     else:
-        token, cache = g.input("token", ["B", prior.partition.informative]), g.input("cache", shape("P"))
+        token, cache = g.input("token", ["B", prior.partition.informative]), g.input("cache", shape("L"))
         take = lambda tensor, index: g.Gather(tensor, g.value(index, np.int64), axis=0)
         past = [[take(take(cache, layer), part) for part in (0, 1)] for layer in range(len(layers))]
         place = g.Slice(g.Shape(cache), g.whole(4), g.whole(5))
@@ -308,7 +309,7 @@ def _prior_step(weights: _Weights, prior: AutoregressivePrior, start: bool) -> b
     hidden, kept = _transformer(g, read, "prior.transformer", prior.transformer, count, past)
     stack = lambda parts: g.Concat(*(g.Unsqueeze(part, g.whole(0)) for part in parts), axis=0)
     outputs = _mixture(g, _last(g, hidden), "prior.informative_head", prior.informative_head, ["B"])
-    return g.file(outputs | {"hidden": (_last(g, hidden), ["B", width]), "next_cache": (stack([stack(pair) for pair in kept]), shape("Q"))})
+    return g.file(outputs | {"hidden": (_last(g, hidden), ["B", width]), "next_cache": (stack([stack(pair) for pair in kept]), shape("L + 1"))})
 
 
 def _prior_redundant(weights: _Weights, prior: AutoregressivePrior) -> bytes:
@@ -316,7 +317,7 @@ def _prior_redundant(weights: _Weights, prior: AutoregressivePrior) -> bytes:
     g = _Graph(weights)
     return g.file(_mixture(g, g.input("hidden", ["B", prior.position.shape[1]]), "prior.redundant_head", prior.redundant_head, ["B"]))
 
-# %% ../nbs/25_export.ipynb #25-017
+# %% ../nbs/25_export.ipynb #25-019
 _TOLERANCE = 5e-4
 
 
@@ -351,7 +352,7 @@ def _may_be_half(model: Farmer, student: Student | None, images: Tensor) -> dict
         enough[part] = all(_relative(*pair) <= _TOLERANCE for pair in found)  # NaN is not enough
     return enough
 
-# %% ../nbs/25_export.ipynb #25-019
+# %% ../nbs/25_export.ipynb #25-021
 def _graphs(model: Farmer, student: Student | None, half: dict[str, bool]) -> dict[str, bytes]:
     "All files but model.json, by name."
     weights = {name: _Weights(f"{name}.bin", each) for name, each in half.items()}
@@ -386,6 +387,8 @@ def export_model(
     if images is not None and config.levels > 256:
         raise ValueError(f"images of {config.levels} levels do not go along, at most 256; leave images out")
     if student is not None:
+        if student.both_ways:
+            raise ValueError("a student whose attention looks both ways is not exported; distill a causal one")
         student.bind(model.flow)
     model = copy.deepcopy(model).cpu().float().eval()
     student = None if student is None else copy.deepcopy(student).cpu().float().eval()
@@ -409,7 +412,7 @@ def export_model(
     replace_files({folder / file: content for file, content in files.items()} | {folder / "model.json": json.dumps(facts).encode()})
     return [*files, "model.json"]
 
-# %% ../nbs/25_export.ipynb #25-020
+# %% ../nbs/25_export.ipynb #25-022
 def export_pretrained(
     name: str | os.PathLike,  # as `Farmer.from_pretrained` takes it
     folder: str | os.PathLike,
@@ -428,7 +431,7 @@ def export_pretrained(
         images, labels = subject.images, subject.labels
     return export_model(model, folder, student=student, images=images, labels=labels, name=Path(name).name)
 
-# %% ../nbs/25_export.ipynb #25-022
+# %% ../nbs/25_export.ipynb #25-024
 _LIVE_PAGE = Path(farmer.__file__).parent / "page" / "live"  # where `make web` puts it
 
 

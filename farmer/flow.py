@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AutoregressiveBlock', 'Flow', 'autoregressive_flow', 'CouplingBlock', 'coupling_flow']
 
-# %% ../nbs/03_flow.ipynb #03-003
+# %% ../nbs/03_flow.ipynb #03-005
 import math
 from collections.abc import Callable, Iterable
 
@@ -16,14 +16,15 @@ from torch.nn import functional as F
 from .transformer import CausalTransformer, StaticKeyValueCache, no_autograd
 
 # Letters used for shapes:
-# B batch, N tokens, d channels of a token, W width of the transformer
+# B batch, N tokens, d channels of a token, W width of the transformer, T blocks
 
-# %% ../nbs/03_flow.ipynb #03-031
+# %% ../nbs/03_flow.ipynb #03-036
 class AutoregressiveBlock(nn.Module):
-    """One block of the flow: `z_i = (x_i - mu(x_<i)) * exp(s(x_<i))` (paper's AF block, with sigma = exp s).
+    """One block of the flow: `z_n = (x_n - mu_n) * exp(alpha_n)` (paper's AF block, whose sigma_t is exp(alpha)).
 
-    A causal transformer reads a learned start token, then the tokens; its output before token i gives mu_i and s_i. With
-    `reverse` it reads them from last to first. Tokens go in and come out in the image's order either way.
+    A causal transformer reads a learned start token, then the tokens; its output before token n, which has read x_<n, gives
+    mu_n and alpha_n, in code `shift` and `log_scale`. With `reverse` it reads them from last to first. Tokens go in and come
+    out in the image's order either way.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class AutoregressiveBlock(nn.Module):
         layers: int,  # of the transformer
         heads: int,  # of its attention, a divisor of W
         reverse: bool = False,  # read the tokens from last to first
-        scale_first: bool = True,  # give the first token read, too, mu and s: learned constants; False: pass it unchanged (paper)
+        scale_first: bool = True,  # shift and scale the first token read, too, by learned constants; False: pass it unchanged (paper)
         dropout: float = 0.0,  # inside the transformer, during training
     ):
         super().__init__()
@@ -52,12 +53,12 @@ class AutoregressiveBlock(nn.Module):
         "Between the image's order and the order in which this block reads; its own inverse."
         return tokens.flip(1) if self.reverse else tokens
 
-    def shift_and_log_scale(self, hidden: Tensor) -> Tensor:  # (..., W) -> (..., 2 d): mu, then s
+    def shift_and_log_scale(self, hidden: Tensor) -> Tensor:  # (..., W) -> (..., 2 d): shift, then log-scale
         "The block's prediction, in float32 or better whatever the transformer computed in."
         predicted = self.output(hidden)
         return predicted.to(torch.promote_types(predicted.dtype, torch.float32))
 
-    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> mu and s of every token, (B, N, d) each
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> shift and log-scale of every token, (B, N, d) each
         "All tokens at once: the transformer reads the start token and all tokens but the last."
         read = torch.cat([self.start.expand(x.shape[0], 1, -1), self.input(self.turn(x)[:, :-1])], dim=1) + self.position
         predicted = self.shift_and_log_scale(self.transformer(read))
@@ -65,33 +66,33 @@ class AutoregressiveBlock(nn.Module):
             predicted = F.pad(predicted[:, 1:], (0, 0, 1, 0))
         return self.turn(predicted).chunk(2, dim=-1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z, and s in nats, (B, N, d) each
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z, and log-scales in nats, (B, N, d) each
         shift, log_scale = self.predict(x)
         return (x - shift) * log_scale.exp(), log_scale
 
     def inverse(self, z: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
-        "Token by token: x_i needs mu and s, which need x_<i. Exact; the cache spares reading earlier tokens again."
+        "Token by token: x_n needs its shift and log-scale, which need x_<n. Exact; the cache spares reading earlier tokens again."
         x = torch.empty_like(z)
         with no_autograd(z.device):  # whose bookkeeping is a third of a small model's step
             (_recorded_inverse if z.is_cuda else _stepwise_inverse)(self, self.turn(z), x)
         return self.turn(x)
 
-# %% ../nbs/03_flow.ipynb #03-034
+# %% ../nbs/03_flow.ipynb #03-043
 def _stepwise_inverse(block: AutoregressiveBlock, z: Tensor, x: Tensor) -> None:  # 2 x (B, N, d), in reading order
     "Fill x with the exact inverse of z, one token after another."
     batch, tokens, _ = z.shape
     cache = block.transformer.new_cache(batch, tokens)
     position = block.position + block.input.bias
     read = (block.start + block.position[0]).expand(batch, -1)
-    for i in range(tokens):
+    for n in range(tokens):
         shift, log_scale = block.shift_and_log_scale(block.transformer.step(read, cache)).chunk(2, dim=-1)
-        if i == 0 and not block.scale_first:
+        if n == 0 and not block.scale_first:
             shift, log_scale = torch.zeros_like(shift), torch.zeros_like(log_scale)
-        x[:, i] = torch.addcmul(shift, z[:, i], torch.exp(-log_scale))
-        if i + 1 < tokens:
-            read = position[i + 1] + F.linear(x[:, i], block.input.weight)
+        x[:, n] = torch.addcmul(shift, z[:, n], torch.exp(-log_scale))
+        if n + 1 < tokens:
+            read = position[n + 1] + F.linear(x[:, n], block.input.weight)
 
-# %% ../nbs/03_flow.ipynb #03-036
+# %% ../nbs/03_flow.ipynb #03-047
 def _replay(step: Callable[[], None], restart: Callable[[], None], times: int) -> None:
     "Record `step` as a CUDA graph and replay it, so that a step costs one launch and not one for each operation."
     stream = torch.cuda.Stream()
@@ -117,7 +118,7 @@ def _recorded_inverse(block: AutoregressiveBlock, z: Tensor, x: Tensor, repeat: 
     read = first.clone()
 
     def step() -> None:
-        place = cache.position.clone()  # (1,): i, before the transformer moves on
+        place = cache.position.clone()  # (1,): n, before the transformer moves on
         shift, log_scale = block.shift_and_log_scale(block.transformer.step(read, cache)).chunk(2, dim=-1)
         if not block.scale_first:
             shift, log_scale = ((place > 0) * part for part in (shift, log_scale))
@@ -132,11 +133,11 @@ def _recorded_inverse(block: AutoregressiveBlock, z: Tensor, x: Tensor, repeat: 
 
     repeat(step, restart, tokens)
 
-# %% ../nbs/03_flow.ipynb #03-043
+# %% ../nbs/03_flow.ipynb #03-050
 class Flow(nn.Module):
     "A stack of invertible blocks of any kind: `z, log_scale = flow(x)`, `x = flow.inverse(z)`, all in the image's order of tokens."
 
-    def __init__(self, blocks: Iterable[nn.Module]):  # n of them, 1 or more
+    def __init__(self, blocks: Iterable[nn.Module]):  # T of them, 1 or more
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         if not self.blocks:
@@ -144,7 +145,7 @@ class Flow(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z, and log-scales in nats, (B, N, d) each
         "The sum of the log-scales over tokens and channels is log|det dz/dx|."
-        total = 0.0
+        total: Tensor | float = 0.0
         for block in self.blocks:
             x, log_scale = block(x)
             total = total + log_scale
@@ -157,12 +158,12 @@ class Flow(nn.Module):
             z = block.inverse(z)
         return z
 
-# %% ../nbs/03_flow.ipynb #03-047
+# %% ../nbs/03_flow.ipynb #03-054
 def autoregressive_flow(
     tokens: int,  # N
     channels: int,  # d
     *,
-    blocks: int,  # n, 1 or more
+    blocks: int,  # T, 1 or more
     width: int,  # W
     layers: int,  # transformer layers of each block
     heads: int,  # a divisor of W
@@ -173,12 +174,14 @@ def autoregressive_flow(
     size = {"width": width, "layers": layers, "heads": heads, "scale_first": scale_first, "dropout": dropout}
     return Flow(AutoregressiveBlock(tokens, channels, reverse=index % 2 == 1, **size) for index in range(blocks))
 
-# %% ../nbs/03_flow.ipynb #03-073
+# %% ../nbs/03_flow.ipynb #03-081
 class CouplingBlock(nn.Module):
     """One block of a coupling flow (Jet): the first channels of `order` pass, the others are shifted and scaled by what those say.
 
     A transformer without a causal mask reads the passing channels of all tokens. Scales lie between 0 and 2.
     """
+
+    order: Tensor
 
     def __init__(
         self,
@@ -207,13 +210,13 @@ class CouplingBlock(nn.Module):
     def join(self, passing: Tensor, others: Tensor) -> Tensor:  # -> (B, N, d)
         return torch.cat([passing, others], dim=-1)[..., self.order.argsort()]
 
-    def predict(self, passing: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d // 2) -> mu and s of the other channels
+    def predict(self, passing: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d // 2) -> shift and log-scale of the other channels
         "In float32 or better whatever the transformer computed in."
         predicted = self.output(self.transformer(self.input(passing) + self.position))
         shift, raw = predicted.to(torch.promote_types(predicted.dtype, torch.float32)).chunk(2, dim=-1)
         return shift, F.logsigmoid(raw) + math.log(2)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z, and s in nats (0 where a channel passes), (B, N, d) each
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z, and log-scales in nats (0 where a channel passes), (B, N, d) each
         passing, others = self.split(x)
         shift, log_scale = self.predict(passing)
         return self.join(passing, (others - shift) * log_scale.exp()), self.join(torch.zeros_like(passing, dtype=log_scale.dtype), log_scale)
@@ -224,12 +227,12 @@ class CouplingBlock(nn.Module):
         shift, log_scale = self.predict(passing)
         return self.join(passing, torch.addcmul(shift, others, torch.exp(-log_scale)))
 
-# %% ../nbs/03_flow.ipynb #03-075
+# %% ../nbs/03_flow.ipynb #03-083
 def coupling_flow(
     tokens: int,  # N
     channels: int,  # d, 2 or more
     *,
-    blocks: int,  # n, 1 or more
+    blocks: int,  # T, 1 or more
     width: int,  # W
     layers: int,  # transformer layers of each block
     heads: int,  # a divisor of W

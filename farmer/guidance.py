@@ -6,10 +6,11 @@
 __all__ = ['Draw', 'resample', 'Guidance', 'ResamplingGuidance', 'RejectionGuidance', 'is_improper', 'GuidanceReport', 'Guided',
            'PosteriorGuidance']
 
-# %% ../nbs/06_guidance.ipynb #06-003
+# %% ../nbs/06_guidance.ipynb #06-005
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from .prior import Ancestral
 # Letters used for shapes:
 # B batch, N tokens, S candidates, D channels of a value, K mixture components; w is the guidance scale
 
-# %% ../nbs/06_guidance.ipynb #06-017
+# %% ../nbs/06_guidance.ipynb #06-015
 @dataclass
 class Draw:
     "Values drawn by a way of guiding, and how well it went."
@@ -49,14 +50,14 @@ def resample(
     values = candidates.gather(0, chosen.unsqueeze(-1).expand(-1, -1, candidates.shape[-1]))
     return Draw(values, 1 / probability.square().sum(0), fallback)
 
-# %% ../nbs/06_guidance.ipynb #06-026
+# %% ../nbs/06_guidance.ipynb #06-024
 @dataclass(frozen=True)
 class Guidance(ABC):
     """A way to draw from guided mixtures, `p'(z) ~ p_c(z)^(1+w) p_u(z)^(-w)` (paper, resampling classifier-free guidance).
 
-    Raises ValueError for a scale or temperature that is negative or not finite, and for less than one candidate. Scale 0
-    is no guidance: every way then draws from what it proposes for the conditional mixture. Redundant channels are not
-    guided unless a way says so.
+    Raises ValueError for a scale or temperature that is negative or not finite, and for less than one candidate. At scale
+    0 nothing is weighed: a way draws from its `proposal` for the conditional mixture, with that one's temperatures.
+    Redundant channels are not guided unless a way says so.
     """
 
     scale: float
@@ -97,13 +98,13 @@ class Guidance(ABC):
         "The redundant channels of all tokens."
         return Ancestral().draw_redundant(self.proposal(conditional), tokens, generator), None
 
-# %% ../nbs/06_guidance.ipynb #06-028
+# %% ../nbs/06_guidance.ipynb #06-026
 @dataclass(frozen=True)
 class ResamplingGuidance(Guidance):
     """The paper's resampling guidance: candidates from both mixtures, each weighed by p' over the mixture it came from.
 
-    The redundant channels of all tokens draw from one pool of candidates, weighed once. Temperatures act as in
-    `GaussianMixture.tempered`: the first two on the mixtures that propose, the next two on those that weigh.
+    The redundant channels of all tokens draw from one pool of candidates, weighed once. The first two temperatures act on
+    the mixtures that propose, the next two on those that weigh, as in `GaussianMixture.tempered`.
     """
 
     conditional_candidates: int = 5
@@ -113,7 +114,7 @@ class ResamplingGuidance(Guidance):
     redundant_candidates: int = 64
     "candidates from each mixture in the pool of the redundant channels; the paper only says that it is larger"
     proposal_weight_temperature: float = 1.0
-    "T_pi: divides the logits of the component weights"
+    "T_pi: acts on the logits of the component weights, see `temperature_direction`"
     proposal_scale_temperature: float = 1.0
     "T_sigma: multiplies the standard deviations"
     weighing_weight_temperature: float = 1.0
@@ -122,14 +123,19 @@ class ResamplingGuidance(Guidance):
     "T_sigma,v"
     score_temperature: float = 1.0
     "T_s: multiplies the log-weights"
+    temperature_direction: Literal["sharpen", "flatten"] = "sharpen"
+    "what T_pi and T_pi,v below 1 do to component weights: sharpen divides the logits by them, flatten multiplies, as GIVT and JetFormer do"
+
+    def _tempered(self, mixture: GaussianMixture, weight: float, scale: float) -> GaussianMixture:
+        return mixture.tempered(weight if self.temperature_direction == "sharpen" else 1 / weight, scale)
 
     def proposal(self, mixture: GaussianMixture) -> GaussianMixture:
-        return mixture.tempered(self.proposal_weight_temperature, self.proposal_scale_temperature)
+        return self._tempered(mixture, self.proposal_weight_temperature, self.proposal_scale_temperature)
 
     def log_weights(self, conditional, unconditional, own: Tensor, other: Tensor) -> list[Tensor]:  # 2 x (..., D) -> 2 x (...)
         "`log p' - log proposal` of values that p_c and that p_u proposed: w and w + 1 times log p_c / p_u."
         weighing = self.weighing_weight_temperature, self.weighing_scale_temperature
-        conditional, unconditional = conditional.tempered(*weighing), unconditional.tempered(*weighing)
+        conditional, unconditional = (self._tempered(mixture, *weighing) for mixture in (conditional, unconditional))
         return [
             self.score_temperature * power * (conditional.log_prob(values) - unconditional.log_prob(values))
             for power, values in ((self.scale, own), (self.scale + 1, other))
@@ -149,42 +155,46 @@ class ResamplingGuidance(Guidance):
         drawn = resample(torch.cat(values, dim=1).transpose(0, 1), log_weight.T, generator, draws=tokens)
         return drawn.value.transpose(0, 1), drawn.effective_sample_size
 
-# %% ../nbs/06_guidance.ipynb #06-031
+# %% ../nbs/06_guidance.ipynb #06-034
 @dataclass(frozen=True)
 class RejectionGuidance(Guidance):
-    """A rejection sampler in the spirit of GIVT and JetFormer, not their published code: one component, one dimension at a time.
+    """What the published code of GIVT and JetFormer does: rejection, one component and one dimension at a time.
 
-    A component is picked by the conditional weights. Its dimensions are treated apart: candidates come from a Gaussian
-    twice as wide as the wider of the two, and are accepted against a bound searched on a grid. Where none is accepted,
-    the dimension is drawn from the conditional component instead (a fallback).
+    A component is picked by the conditional weights; p_u takes part with its component of the same number. Candidates of a
+    dimension come from a Gaussian at the former's mean, twice as wide as the wider of the two. The largest p' on a grid over
+    that Gaussian's peak is the bound. It is too low where p' is large away from the peak, so that draws lean towards the
+    conditional mean. Where nothing is accepted, the conditional component is drawn from (a fallback).
     """
 
-    attempts: int = 200
+    attempts: int = 1000
     "candidates of a dimension before it falls back"
+    scale_temperature: float = 1.0
+    "multiplies the standard deviations of both mixtures"
+
+    def proposal(self, mixture: GaussianMixture) -> GaussianMixture:
+        return mixture.tempered(scale_temperature=self.scale_temperature)
 
     def guide(self, conditional, unconditional, posterior, generator) -> Draw:
+        conditional, unconditional = self.proposal(conditional), self.proposal(unconditional)
         picked = torch.multinomial(conditional.logits.softmax(-1), 1, generator=generator)[..., None]  # (B, 1, 1)
-        pick = lambda part: part.gather(1, picked.expand(-1, 1, part.shape[-1]))[:, 0]
+        pick = lambda part: part.gather(1, picked.expand(-1, 1, part.shape[-1]))[:, 0]  # (B, K, D) -> (B, D)
         own, other = (
             torch.distributions.Normal(pick(mixture.component_mean), pick(mixture.component_log_scale.exp())) for mixture in (conditional, unconditional)
         )
-        width = 2 * torch.maximum(own.scale, other.scale)
-        wide = torch.distributions.Normal(own.loc, width)
-
-        def log_ratio(value: Tensor) -> Tensor:  # of the guided component to the wide Gaussian
-            return (1 + self.scale) * own.log_prob(value) - self.scale * other.log_prob(value) - wide.log_prob(value)
-
-        grid = torch.linspace(-5, 5, 1001, dtype=width.dtype, device=width.device).view(-1, 1, 1)
-        bound = log_ratio(own.loc + grid * width).amax(0)
-        options = {"generator": generator, "dtype": width.dtype, "device": width.device}
-        candidates = own.loc + width * torch.randn(self.attempts, *width.shape, **options)
-        accepted = torch.rand(candidates.shape, **options).log() < log_ratio(candidates) - bound
+        wide = torch.distributions.Normal(own.loc, 2 * torch.maximum(own.scale, other.scale))
+        log_target = lambda value: (1 + self.scale) * own.log_prob(value) - self.scale * other.log_prob(value)
+        options = {"dtype": own.loc.dtype, "device": own.loc.device}
+        grid = own.loc + torch.linspace(-10, 10, 1001, **options).view(-1, 1, 1)
+        log_bound = log_target(grid).amax(0) - wide.log_prob(own.loc)
+        candidates = own.loc + wide.scale * torch.randn(self.attempts, *own.loc.shape, generator=generator, **options)
+        height = torch.rand(candidates.shape, generator=generator, **options).log()
+        accepted = height + log_bound + wide.log_prob(candidates) < log_target(candidates)
         failed = ~accepted.any(0)
-        value = candidates.gather(0, accepted.int().argmax(0, keepdim=True))[0]
-        value = torch.where(failed, own.loc + own.scale * torch.randn(width.shape, **options), value)
+        value = candidates.gather(0, accepted.int().argmax(0, keepdim=True))[0]  # the first that was accepted
+        value = torch.where(failed, own.loc + own.scale * torch.randn(own.loc.shape, generator=generator, **options), value)
         return Draw(value.unsqueeze(0), torch.ones_like(value[:, 0]), failed.any(-1))
 
-# %% ../nbs/06_guidance.ipynb #06-038
+# %% ../nbs/06_guidance.ipynb #06-043
 def is_improper(conditional: GaussianMixture, unconditional: GaussianMixture, scale: float) -> Tensor:  # batch shape -> bool
     """Whether `p_c^(1+w) p_u^(-w)` does not fall off along the axis of some channel, so that it is no density at all.
 
@@ -193,7 +203,7 @@ def is_improper(conditional: GaussianMixture, unconditional: GaussianMixture, sc
     flattest_c, flattest_u = (torch.exp(-2 * mixture.component_log_scale).amin(-2) for mixture in (conditional, unconditional))
     return ((1 + scale) * flattest_c <= scale * flattest_u).any(-1)
 
-# %% ../nbs/06_guidance.ipynb #06-043
+# %% ../nbs/06_guidance.ipynb #06-046
 @dataclass
 class GuidanceReport:
     "What happened while guided latents were drawn, token by token in the order in which the prior read them."
@@ -219,7 +229,7 @@ class GuidanceReport:
             f" class settled (p > 0.9) in {(settled > 0.9).float().mean():.0%} of images"
         )
 
-# %% ../nbs/06_guidance.ipynb #06-044
+# %% ../nbs/06_guidance.ipynb #06-047
 class Guided(Ancestral):
     """The policy of one guided run of the prior's token loop: it keeps a `report` of what happened.
 
@@ -262,7 +272,7 @@ class Guided(Ancestral):
         pool = None if self.pool_size is None else self.pool_size.clone()  # outside inference mode, in which it was made
         return GuidanceReport(*(torch.stack(column, dim=1) for column in (*zip(*self.steps), self.log_posterior)), pool)
 
-# %% ../nbs/06_guidance.ipynb #06-056
+# %% ../nbs/06_guidance.ipynb #06-059
 @dataclass(frozen=True)
 class PosteriorGuidance(Guidance):
     """The default: resampling guidance that stops pulling once the class is settled.

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['guessed_inverse', 'JacobiInverse', 'invert_block', 'jacobi_inverse', 'Jacobi', 'Student', 'student_loss',
-           'Certificate', 'certify']
+           'paper_student_loss', 'Certificate', 'certify']
 
-# %% ../nbs/08_inversion.ipynb #08-003
+# %% ../nbs/08_inversion.ipynb #08-005
 import copy
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,16 +24,16 @@ from .flow import AutoregressiveBlock, Flow
 from .model import Farmer, Latents, evaluating
 
 # Letters used for shapes:
-# B batch, N tokens, d channels of a token, n blocks of the flow
+# B batch, N tokens, d channels of a token, T blocks of the flow
 
-# %% ../nbs/08_inversion.ipynb #08-016
+# %% ../nbs/08_inversion.ipynb #08-029
 def _is_autoregressive(flow: Flow) -> bool:
     "Whether every block is autoregressive; a coupling flow is inverted exactly in one pass and needs none of this."
     return all(isinstance(block, AutoregressiveBlock) for block in flow.blocks)
 
 
-def guessed_inverse(block: AutoregressiveBlock, z: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:  # 2 x (B, N, d) -> x, s
-    "Undo a block with the mu and s of a guess of x. Token i comes out right when the guess is right before i, and finite after."
+def guessed_inverse(block: AutoregressiveBlock, z: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:  # 2 x (B, N, d) -> x, log-scales
+    "Undo a block with the shift mu and log-scale alpha of a guess of x. Token n comes out right when the guess is right before n, and finite after."
     shift, log_scale = block.predict(guess)
     return torch.addcmul(shift, z, torch.exp(-log_scale)), log_scale
 
@@ -42,14 +42,14 @@ class JacobiInverse(NamedTuple):
     "What Jacobi iterations found, and how well."
 
     x: Tensor  # (B, N, d)
-    rounds: Tensor  # (B, n): parallel passes through each block until the values of an image stood still, at most N + 1
-    change: Tensor  # (B, n): largest change of a value in the last of them
+    rounds: Tensor  # (B, T): parallel passes through each block until the values of an image stood still, at most N + 1
+    change: Tensor  # (B, T): largest change of a value in the last of them
 
 
 def invert_block(block: AutoregressiveBlock, z: Tensor, tolerance: float) -> JacobiInverse:  # of one block: (B,), (B,)
     "Rounds that start from the guess x = z. Images that stand still leave the batch."
-    x, rounds, change = z.clone(), z.new_zeros(len(z), dtype=torch.long), z.new_zeros(len(z))
-    active, limit = torch.arange(len(z), device=z.device), torch.finfo(z.dtype).max ** 0.4  # layer norms square values
+    x, rounds, change = z.clone(), z.new_zeros(z.shape[0], dtype=torch.long), z.new_zeros(z.shape[0])
+    active, limit = torch.arange(z.shape[0], device=z.device), torch.finfo(z.dtype).max ** 0.4  # layer norms square values
     for count in range(1, z.shape[1] + 2):  # after N rounds all is exact, one more confirms it
         before = x[active]
         after, _ = guessed_inverse(block, z[active], before)
@@ -89,11 +89,11 @@ def jacobi_inverse(
             column.insert(0, values)
     return JacobiInverse(z, torch.stack(rounds, dim=1), torch.stack(change, dim=1))
 
-# %% ../nbs/08_inversion.ipynb #08-020
+# %% ../nbs/08_inversion.ipynb #08-032
 class Jacobi:
     """The way back by Jacobi iterations, for `decode(latents, inverse=Jacobi())`; exact to a tolerance, all tokens in parallel.
 
-    Afterwards `rounds` (B, n) tells how many parallel passes each block of the last batch took. Warns where an image has not settled.
+    Afterwards `rounds` (B, T) tells how many parallel passes each block of the last batch took. Warns where an image has not settled.
     """
 
     def __init__(self, tolerance: float = 1e-5):  # largest change of a value at which a block counts as inverted
@@ -110,7 +110,7 @@ class Jacobi:
             self.rounds, moving = found.rounds, (found.change > self.tolerance).any(1)
             if moving.any():
                 warnings.warn(
-                    f"Jacobi did not reach tolerance {self.tolerance:g} for {moving.sum()} of {len(z)} images: values still move by"
+                    f"Jacobi did not reach tolerance {self.tolerance:g} for {moving.sum()} of {z.shape[0]} images: values still move by"
                     f" {found.change.max():.1e} when all should stand still; use float64 or a larger tolerance, and `certify` the images",
                     stacklevel=4,
                 )
@@ -118,34 +118,47 @@ class Jacobi:
 
         return inverse
 
-# %% ../nbs/08_inversion.ipynb #08-023
+# %% ../nbs/08_inversion.ipynb #08-035
 class Student(nn.Module):
     """From latents to tokens in one parallel pass: `x = student(z)`. One model's flow belongs to it.
 
     Made of the blocks and weights of that flow, it does one Jacobi round a block from the guess x = z: a rough inverse, which
-    training (`student_loss`) makes a good one. It is an inverse autoregressive flow, so its own density is exact, too.
+    training (`student_loss`) makes a good one. It is an inverse autoregressive flow, so its own density is exact, too. With
+    `both_ways` its attention sees later tokens as well (paper's student, trained by `paper_student_loss`), and has no density.
     """
 
-    def __init__(self, flow: Flow):
+    def __init__(self, flow: Flow, both_ways: bool = False):
         super().__init__()
         if not _is_autoregressive(flow):
             raise ValueError("only an autoregressive flow needs a student; a coupling flow is inverted exactly in one pass, by inverse=None")
         self.flow_checksums = checksum(flow), checksum(flow, torch.float16)  # as it is, and as a file of half size holds it
-        self.blocks = copy.deepcopy(flow.blocks).requires_grad_(True)
+        self.blocks, self.both_ways = copy.deepcopy(flow.blocks).requires_grad_(True), both_ways
         for block in self.blocks:
             for layer in block.transformer.layers:
-                layer.dropout = 0.0
+                layer.dropout, layer.causal = 0.0, not both_ways
 
-    def transform(self, z: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> x, and log-scales in nats, (B, N, d) each
-        "The map and its log-determinant: the sum of the log-scales is log|det dx/dz|."
-        total = 0.0
+    def passes(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:  # (B, N, d) -> x and log-scales, (B, N, d) each, of every block
+        "Block after block, the flow's last one first."
         for block in reversed(self.blocks):
             z, log_scale = guessed_inverse(block, z, guess=z)
+            yield z, log_scale
+
+    def transform(self, z: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> x, and log-scales in nats, (B, N, d) each
+        "The map and its log-determinant: the sum of the log-scales is log|det dx/dz|. Raises ValueError if attention looks both ways."
+        if self.both_ways:
+            raise ValueError("attention in both directions has no triangular Jacobian, so this student has no density; use a causal one")
+        total = 0.0
+        for z, log_scale in self.passes(z):
             total = total - log_scale
         return z, total
 
-    def forward(self, z: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
-        return self.transform(z)[0]
+    def forward(self, z: Tensor, every_block: bool = False) -> Tensor | list[Tensor]:  # (B, N, d) -> (B, N, d)
+        "The tokens; or a list of what each block makes, the flow's last one first and the tokens last."
+        if every_block:
+            return [x for x, _ in self.passes(z)]
+        for z, _ in self.passes(z):
+            pass
+        return z
 
     def bind(self, flow: Flow) -> "Student":
         "Itself, as the way back through this flow. Raises ValueError unless it has the shape, the precision and the place of the flow."
@@ -162,18 +175,42 @@ class Student(nn.Module):
         farmer.pretrained.save_student(self, folder, half)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike) -> "Student":
-        "Load the student of an embedded model, of a folder, or of a model on the hub. Raises FileNotFoundError if it has none."
-        return farmer.pretrained.load_student(name, cls)
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,  # an embedded model, a folder, or a model on the hub, owner/name
+        *,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,  # branch, tag or commit of a model on the hub; None: its main branch
+        token: str | None = None,  # for the hub; None: that of `hf auth login`, if any
+    ) -> "Student":
+        "Load the student of a model. Raises FileNotFoundError if it has none."
+        return farmer.pretrained.load_student(name, cls, device=device, revision=revision, token=token)
 
-# %% ../nbs/08_inversion.ipynb #08-027
+# %% ../nbs/08_inversion.ipynb #08-039
 def student_loss(student: Student, flow: Flow, x: Tensor) -> Tensor:  # x (B, N, d), noised tokens -> (B,)
     "Mean squared difference between the tokens of each image and what the student makes of their latents, in the scale of pixels."
     with torch.no_grad():
         z, _ = flow(x)
     return (student(z) - x).square().mean((1, 2))
 
-# %% ../nbs/08_inversion.ipynb #08-034
+
+def paper_student_loss(
+    student: Student,
+    flow: Flow,
+    x: Tensor,  # (B, N, d), noised tokens
+    largest_noise: float = 0.3,  # deviation of the noise on the latents: for each image, drawn from 0 to this by torch's global generator
+) -> Tensor:  # (B,)
+    "Mean squared difference between what every block of the student makes and what that block of the flow had read (paper, section on distillation)."
+    with torch.no_grad():
+        read = [x]
+        for block in flow.blocks:
+            read.append(block(read[-1])[0])
+        z = read.pop()
+        noisy = z + largest_noise * torch.rand(z.shape[0], 1, 1, device=z.device) * torch.randn_like(z)
+    made = student(noisy, every_block=True)
+    return torch.stack([(mine - true).square().mean((1, 2)) for mine, true in zip(made, reversed(read), strict=True)]).mean(0)
+
+# %% ../nbs/08_inversion.ipynb #08-046
 @dataclass
 class Certificate:
     "How well images fit the latents they were made of, measured by running the flow forwards on them."
@@ -195,16 +232,16 @@ def certify(
     model: Farmer,
     images: Tensor,  # (B, C, H, W) as `decode` made them
     latents: Latents,  # of which it made them
-    labels: Tensor | None = None,  # (B,), for the log-density; None: the null class
+    labels: Tensor | Sequence[int] | None = None,  # (B,), for the log-density; None: the null class
 ) -> Certificate:
     "Judge an inverse without running the exact one: one pass of the flow and of the prior. Raises ValueError for what does not fit together."
     config, partition = model.config, model.partition
     check_latents(latents.informative, latents.redundant, config.tokens, partition.informative, partition.redundant)
-    if tuple(images.shape) != (len(latents.informative), *config.image_shape):
-        raise ValueError(f"images of shape {tuple(images.shape)} are not of these {len(latents.informative)} latents; pass what decode made of them")
-    labels = check_labels([model.null_class] * len(images) if labels is None else labels, config.num_classes, None, model.device)
-    if len(labels) != len(images):
-        raise ValueError(f"{len(labels)} labels for {len(images)} images; give one for each, or none")
+    if tuple(images.shape) != (latents.informative.shape[0], *config.image_shape):
+        raise ValueError(f"images of shape {tuple(images.shape)} are not of these {latents.informative.shape[0]} latents; pass what decode made of them")
+    labels = check_labels([model.null_class] * images.shape[0] if labels is None else labels, config.num_classes, None, model.device)
+    if len(labels) != images.shape[0]:
+        raise ValueError(f"{len(labels)} labels for {images.shape[0]} images; give one for each, or none")
     with evaluating(model):
         reached, log_scale = model.flow(model.tokens_of(images.to(model.basis.matrix)))
         log_prob = sum(part.sum(1) for part in model.prior(reached, labels)) + log_scale.sum((1, 2))

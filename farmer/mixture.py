@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GaussianMixture', 'MixtureHead']
 
-# %% ../nbs/04_mixture.ipynb #04-003
+# %% ../nbs/04_mixture.ipynb #04-005
 import math
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 # Letters used for shapes:
-# K mixture components, D dimensions of a value, ... any batch dimensions, n values that share one mixture
+# K mixture components, D dimensions of a value, ... any batch dimensions, N values that share one mixture
 
-# %% ../nbs/04_mixture.ipynb #04-027
+# %% ../nbs/04_mixture.ipynb #04-029
 class GaussianMixture:
-    """Mixtures of K diagonal Gaussians in D dimensions: `p(x) = sum_k pi_k prod_D N(x; mean_k, exp(log_scale_k))`.
+    """Mixtures of K diagonal Gaussians in D dimensions: `p(x) = sum_k pi_k prod_j N(x_j; m_kj, s_kj)`.
 
     Shapes follow torch.distributions: `batch_shape` is that of the mixtures, an event is a vector of D numbers,
     `log_prob` broadcasts, `sample(sample_shape)` puts `sample_shape` in front. A batch dimension of size 1 in the last
@@ -63,7 +63,7 @@ class GaussianMixture:
         return values.reshape(*sample_shape, *self.batch_shape, dimensions)
 
     def tempered(self, weight_temperature: float = 1.0, scale_temperature: float = 1.0) -> "GaussianMixture":
-        "The mixture with its logits divided by one temperature and its deviations multiplied by another, both above 0."
+        "The mixture with its logits divided by one temperature (below 1 it sharpens the weights) and its deviations multiplied by another, both above 0."
         if not (weight_temperature > 0 and scale_temperature > 0):
             raise ValueError(f"temperatures must be above 0, got {weight_temperature} and {scale_temperature}")
         return GaussianMixture(self.logits / weight_temperature, self.component_mean, self.component_log_scale + math.log(scale_temperature))
@@ -85,7 +85,7 @@ class GaussianMixture:
         index = index if isinstance(index, tuple) else (index,)
         return GaussianMixture(self.logits[*index, :], self.component_mean[*index, :, :], self.component_log_scale[*index, :, :])
 
-# %% ../nbs/04_mixture.ipynb #04-042
+# %% ../nbs/04_mixture.ipynb #04-044
 class MixtureHead(nn.Module):
     """A linear layer from a transformer's output to the parameters of a mixture.
 
@@ -110,13 +110,13 @@ class MixtureHead(nn.Module):
         shape = (self.components, self.dimensions)
         return GaussianMixture(logits, mean.unflatten(-1, shape), log_scale.unflatten(-1, shape))
 
-# %% ../nbs/04_mixture.ipynb #04-061
+# %% ../nbs/04_mixture.ipynb #04-065
 def _shared_distances(
-    value: Tensor,  # (..., n, D)
-    mean: Tensor,  # (..., K, D): the same K components for all n values
+    value: Tensor,  # (..., N, D)
+    mean: Tensor,  # (..., K, D): the same K components for all N values
     log_scale: Tensor,  # (..., K, D)
-) -> Tensor:  # (..., n, K)
-    """Squared distances of n values from the components they share: two matrix products, never n K D numbers in memory.
+) -> Tensor:  # (..., N, K)
+    """Squared distances of N values from the components they share: two matrix products, never N K D numbers in memory.
 
     Expanding the square subtracts large numbers of nearly equal size, so the products are taken in float64: in float32
     the error reaches tens of nats at log-scales of -7, and it grows as 1 / scale^2. It also grows with the distance from

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FarmerConfig', 'Latents', 'LogProb', 'evaluating', 'Farmer']
 
-# %% ../nbs/07_model.ipynb #07-003
+# %% ../nbs/07_model.ipynb #07-005
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,23 +25,23 @@ from .prior import Ancestral, AutoregressivePrior, ChannelPartition, StandardNor
 # Letters used for shapes:
 # B batch, C H W channels, height and width of an image, N tokens, d = d_I + d_R informative and redundant channels
 
-# %% ../nbs/07_model.ipynb #07-012
+# %% ../nbs/07_model.ipynb #07-016
 @dataclass(frozen=True)
 class FarmerConfig:
     "Everything that fixes the architecture of a FARMER. Raises ValueError for values that do not fit together."
 
     image_shape: tuple[int, int, int] = (1, 8, 8)
-    "channels, height and width of an image"
+    "colour channels, height and width of an image"
     num_classes: int = 10
     "labels run from 0 to num_classes - 1; 0 makes an unconditional model"
     patch_size: int = 2
-    "p: height and width of the patch that becomes a token"
+    "P: height and width of the patch that becomes a token"
     basis: Literal["pixels", "pca", "luma-chroma"] = "pixels"
-    "rotation of a token's channels before the flow; decides which channels can become informative"
+    "rotation of a token's channels before the flow; decides which of them can become informative"
     flow: Literal["autoregressive", "coupling"] = "autoregressive"
     "kind of the flow; coupling is Jet's, fast both ways, a baseline"
     flow_blocks: int = 4
-    "blocks of the flow; autoregressive ones are read in alternating directions"
+    "T: blocks of the flow; autoregressive ones are read in alternating directions"
     flow_layers: int = 1
     "transformer layers of each block"
     flow_width: int = 64
@@ -73,7 +73,7 @@ class FarmerConfig:
     head_width: int = 32
     "width of an attention head, a divisor of flow_width and prior_width"
     levels: int = 17
-    "values of a pixel's channel in the data, for bits per dimension"
+    "values of a colour channel of a pixel in the data, for bits per dimension"
 
     def __post_init__(self):
         check_architecture(self)
@@ -105,7 +105,7 @@ def _make_prior(config: FarmerConfig) -> AutoregressivePrior | StandardNormalPri
     sizes |= {"width": config.prior_width, "layers": config.prior_layers, "heads": config.prior_width // config.head_width}
     return AutoregressivePrior(config.tokens, partition, config.num_classes, **sizes, reverse=next_is_reversed == config.final_order_flip)
 
-# %% ../nbs/07_model.ipynb #07-015
+# %% ../nbs/07_model.ipynb #07-020
 @dataclass
 class Latents:
     "What `Farmer.encode` makes of images, or `Farmer.sample_latents` draws: tokens in the image's order."
@@ -115,7 +115,7 @@ class Latents:
     redundant: Tensor
     "z^R: (B, N, d_R)"
     logdet: Tensor | None = None
-    "(B,) nats, log|det dZ/dX|; none for latents that were drawn or edited"
+    "(B,) nats, log|det dz/dx|; none for latents that were drawn or edited"
     report: GuidanceReport | None = None
     "how guidance went; none for latents that were not drawn under guidance"
 
@@ -123,8 +123,8 @@ class Latents:
 class LogProb(NamedTuple):
     "The log-density of images in its three parts (paper, objective), token by token, in nats."
 
-    informative: Tensor  # (B, N): log p(z^I_i | z^I_<i, c)
-    redundant: Tensor  # (B, N): log p(z^R_i | Z^I, c)
+    informative: Tensor  # (B, N): log p(z^I_n | z^I_<n, c)
+    redundant: Tensor  # (B, N): log p(z^R_n | z^I, c)
     log_scale: Tensor  # (B, N, d): the log-determinant, resolved into tokens and channels
 
     @property
@@ -150,7 +150,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module in training:
             module.training = True
 
-# %% ../nbs/07_model.ipynb #07-017
+# %% ../nbs/07_model.ipynb #07-022
 class Farmer(nn.Module):
     """Flow AutoRegressive Transformer over Pixels: an image model with an exact likelihood.
 
@@ -171,6 +171,10 @@ class Farmer(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.basis.matrix.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.basis.matrix.dtype
 
     @property
     def null_class(self) -> int:
@@ -194,10 +198,10 @@ class Farmer(nn.Module):
         z, log_scale = self.flow(self.tokens_of(images))
         return LogProb(*self.prior(z, labels), log_scale)
 
-    def log_prob(self, images: Tensor, labels: Tensor | None = None) -> Tensor:  # (B, C, H, W), (B,) -> (B,) nats
+    def log_prob(self, images: Tensor, labels: Tensor | Sequence[int] | None = None) -> Tensor:  # (B, C, H, W), (B,) -> (B,) nats
         "Exact log-density of images in [-1, 1], given their labels; without labels, that of the null class, learned by label dropout."
         check_images(images, self.config.image_shape)
-        labels = check_labels(labels, self.config.num_classes, len(images), self.device)
+        labels = check_labels(labels, self.config.num_classes, images.shape[0], self.device)
         with evaluating(self):
             return self(images.to(self.basis.matrix), labels).total
 
@@ -205,16 +209,17 @@ class Farmer(nn.Module):
     def bits_per_dim(
         self,
         images: Tensor,  # (B, C, H, W) in [-1, 1], on the grid of their levels: no noise added yet
-        labels: Tensor | None = None,  # (B,), or None: unconditional
-        levels: int | None = None,  # values of a channel; None: those of the training data
+        labels: Tensor | Sequence[int] | None = None,  # (B,), or None: unconditional
+        levels: int | None = None,  # values of a colour channel; None: those of the training data
         draws: int = 1,  # of the dequantisation noise, averaged
         generator: torch.Generator | None = None,  # of the noise, on the model's device
+        seed: int | None = None,  # of a generator made for this call
     ) -> Tensor:  # (B,) bits
         "Bits per dimension by uniform dequantisation: an upper bound on the cost of the discrete image."
         levels = self.config.levels if levels is None else levels
         check_images(images, self.config.image_shape)
         check_levels(images, levels)
-        check_generator(generator, self.device)
+        generator = check_generator(generator, self.device, seed)
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
         images = images.to(self.basis.matrix)
@@ -251,13 +256,14 @@ class Farmer(nn.Module):
     @torch.no_grad()
     def sample_latents(
         self,
-        labels: Tensor | Sequence[int],  # (B,); the null class `model.null_class` is allowed without guidance
+        labels: Tensor | Sequence[int],  # (B,) one for each image; the null class `model.null_class` is allowed without guidance
         *,
         guidance: float | Guidance = 0.0,  # a scale w for PosteriorGuidance, 0 for none, or an object of farmer.guidance
         generator: torch.Generator | None = None,  # on the model's device; the same state draws the same latents
+        seed: int | None = None,  # of a generator made for this call
     ) -> Latents:
         "Draw latents from the prior, one per label. Under guidance, their `report` says how it went, token by token."
-        check_generator(generator, self.device)
+        generator = check_generator(generator, self.device, seed)
         labels = check_labels(labels, self.config.num_classes, None, self.device)
         way = guidance if isinstance(guidance, Guidance) else PosteriorGuidance(guidance)
         policy = Ancestral()
@@ -269,29 +275,35 @@ class Farmer(nn.Module):
         return Latents(*self.partition.split(z), report=policy.report)
 
     def sample(
-        self,
-        labels: Tensor | Sequence[int],
-        *,
-        guidance: float | Guidance = 0.0,
-        inverse: Inverse | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Draw one image per label: (B, C, H, W), in [-1, 1] up to overshoot. The same generator state gives the same images.
+        self, labels: Tensor | Sequence[int], *, guidance: float | Guidance = 0.0, inverse: Inverse | None = None,
+        generator: torch.Generator | None = None, seed: int | None = None,
+    ) -> Tensor:  # (B, C, H, W), in [-1, 1] up to overshoot; see `farmer.to_pil`
+        """Draw one image per label. The same seed, or the same state of the generator, gives the same images.
 
         Arguments are those of `sample_latents` and `decode`. Raises ValueError for what this model or these labels do not allow.
         """
         way_back = self.way_back(inverse)  # complains before anything is drawn
-        return self.decode(self.sample_latents(labels, guidance=guidance, generator=generator), inverse=way_back)
+        return self.decode(self.sample_latents(labels, guidance=guidance, generator=generator, seed=seed), inverse=way_back)
 
     def save_pretrained(self, folder: str | os.PathLike, half: bool = False) -> None:
         "Write `config.json` and `model.safetensors`, a student by itself (see `farmer.pretrained.save_model`). `half`: weights in float16."
         farmer.pretrained.save_model(self, folder, half)
 
-    def push_to_hub(self, repo_id: str, evaluation: Mapping | None = None, private: bool = False, student: nn.Module | None = None) -> str:
-        "Upload to the Hugging Face hub as `owner/name`, with a card and, if given, its student; the address. See `farmer.pretrained.push_model`."
-        return farmer.pretrained.push_model(self, repo_id, evaluation, private, student)
+    def push_to_hub(
+        self, repo_id: str, evaluation: Mapping | None = None, private: bool = False, student: nn.Module | None = None,
+        run: str | os.PathLike | None = None, license: str = "apache-2.0",
+    ) -> str:
+        "Upload to the Hugging Face hub as `owner/name`, with a card; the address. Arguments are those of `farmer.pretrained.push_model`."
+        return farmer.pretrained.push_model(self, repo_id, evaluation, private, student, run, license)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike) -> "Farmer":
-        "Load an embedded model, a folder written by `save_pretrained`, or one from the hub, on the CPU and in evaluation mode."
-        return farmer.pretrained.load_model(name, cls)
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,  # an embedded model, a folder written by `save_pretrained`, or `owner/name` on the Hugging Face hub
+        *,
+        device: str | torch.device = "cpu",  # where it will compute
+        revision: str | None = None,  # branch, tag or commit on the hub; None: the newest
+        token: str | None = None,  # for a private model on the hub; None: that of `hf auth login`
+    ) -> "Farmer":
+        "Load a model, ready to use. Raises FileNotFoundError for nothing there, ValueError for files that do not load."
+        return farmer.pretrained.load_model(name, cls, device=device, revision=revision, token=token)

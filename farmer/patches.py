@@ -6,7 +6,7 @@
 __all__ = ['LUMA_CHROMA', 'dequantize', 'bits_per_dimension', 'add_gaussian_noise', 'cosine_schedule', 'patchify', 'unpatchify',
            'principal_components', 'ChannelBasis']
 
-# %% ../nbs/01_patches.ipynb #01-003
+# %% ../nbs/01_patches.ipynb #01-005
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from .data import CHROMA_AXES
 
 # Letters used for shapes:
-# B batch, C H W channels, height and width of an image, p patch size, N tokens, d channels of a token
+# B batch, C H W colour channels, height and width of an image, P patch size, N tokens, d channels of a token
 
-# %% ../nbs/01_patches.ipynb #01-015
+# %% ../nbs/01_patches.ipynb #01-017
 def dequantize(
     images: Tensor,  # (B, C, H, W) in [-1, 1], on a grid of `levels` equally spaced values
-    levels: int,  # number of values of a channel: 256 for 8-bit images
+    levels: int,  # how many values a pixel can take: 256 for 8-bit images
     generator: torch.Generator | None = None,
     numbers: Tensor | None = None,  # (B, C, H, W) uniform in [0, 1), drawn before; None: draw them here
 ) -> Tensor:  # (B, C, H, W): each value spread evenly over its own bin of width 2 / (levels - 1)
@@ -31,16 +31,16 @@ def dequantize(
         numbers = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
     return images + (numbers - 0.5) * (2 / (levels - 1))
 
-# %% ../nbs/01_patches.ipynb #01-025
+# %% ../nbs/01_patches.ipynb #01-034
 def bits_per_dimension(
     log_density: Tensor,  # (B,) nats, of uniformly dequantised images in [-1, 1]
     dimensions: int,  # C H W
-    levels: int,  # number of values of a channel
+    levels: int,  # how many values a pixel can take
 ) -> Tensor:  # (B,) bits per dimension
-    "-log2(p w^D) / D, w = 2 / (levels - 1): its mean over the noise bounds the cost of the discrete image (Theis et al., 2016)."
+    "-log2(p Delta^D) / D, Delta = 2 / (levels - 1), D dimensions: its mean over the noise bounds the cost of the discrete image (Theis et al., 2016)."
     return -(log_density / dimensions + math.log(2 / (levels - 1))) / math.log(2)
 
-# %% ../nbs/01_patches.ipynb #01-031
+# %% ../nbs/01_patches.ipynb #01-042
 def add_gaussian_noise(
     images: Tensor,  # (B, C, H, W)
     std: float,  # standard deviation of the noise, in units of the image's [-1, 1]
@@ -61,7 +61,7 @@ def cosine_schedule(
     "Half a cosine from `start` to `end`: the paper's schedule of the noise and of the learning rate."
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
-# %% ../nbs/01_patches.ipynb #01-043
+# %% ../nbs/01_patches.ipynb #01-058
 def _check_patch_size(patch_size: int, height: int, width: int) -> None:
     "Raise ValueError unless patches tile the image."
     if patch_size < 1 or height % patch_size or width % patch_size:
@@ -70,19 +70,19 @@ def _check_patch_size(patch_size: int, height: int, width: int) -> None:
 
 def patchify(
     images: Tensor,  # (B, C, H, W)
-    patch_size: int,  # p, a divisor of H and W
-) -> Tensor:  # (B, N, d) with N = H W / p^2 tokens in reading order and d = C p^2 channels, ordered (C, p, p)
+    patch_size: int,  # P, a divisor of H and W
+) -> Tensor:  # (B, N, d) with N = H W / P^2 tokens in reading order and d = C P^2 channels, ordered (C, P, P)
     "Cut images into patches and lay each out as a token. A pure reshaping: nothing is lost. Raises ValueError for shapes that do not fit."
     if images.dim() != 4:
         raise ValueError(f"images of shape {tuple(images.shape)} cannot be cut into patches; pass (batch, C, H, W), one image as image[None]")
     _check_patch_size(patch_size, *images.shape[-2:])
-    grid = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # (B, C, H/p, p, W/p, p)
+    grid = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # (B, C, H/P, P, W/P, P)
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def unpatchify(
     tokens: Tensor,  # (B, N, d)
-    patch_size: int,  # p
+    patch_size: int,  # P
     image_shape: Sequence[int],  # (C, H, W)
 ) -> Tensor:  # (B, C, H, W)
     "The inverse of `patchify`. Raises ValueError for shapes that do not fit."
@@ -92,9 +92,9 @@ def unpatchify(
     if tuple(tokens.shape[1:]) != expected:
         raise ValueError(f"tokens of shape {tuple(tokens.shape)} do not fit images of {tuple(image_shape)}: expected (batch, {expected[0]}, {expected[1]})")
     grid = tokens.unflatten(2, (channels, patch_size, patch_size)).unflatten(1, (height // patch_size, width // patch_size))
-    return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # from (B, H/p, W/p, C, p, p) by way of (B, C, H/p, p, W/p, p)
+    return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # from (B, H/P, W/P, C, P, P) by way of (B, C, H/P, P, W/P, P)
 
-# %% ../nbs/01_patches.ipynb #01-053
+# %% ../nbs/01_patches.ipynb #01-070
 def principal_components(samples: Tensor) -> Tensor:  # (n, d) -> (d, d), rows orthonormal, largest variance first
     "The principal directions of `samples`, from the eigenvectors of their covariance in float64."
     centred = samples.double() - samples.double().mean(0)
@@ -102,18 +102,18 @@ def principal_components(samples: Tensor) -> Tensor:  # (n, d) -> (d, d), rows o
     largest = directions.abs().argmax(1, keepdim=True)  # fix the sign, which eigh leaves open
     return directions * directions.gather(1, largest).sign()
 
-# %% ../nbs/01_patches.ipynb #01-055
+# %% ../nbs/01_patches.ipynb #01-072
 LUMA_CHROMA = torch.cat([torch.full((1, 3), 3**-0.5, dtype=torch.float64), torch.from_numpy(CHROMA_AXES)])
 "(3, 3), orthonormal rows: luma and two chroma axes of RGB"
 
 
-def _luma_chroma_components(samples: Tensor) -> Tensor:  # (n, 3 p^2) tokens of RGB patches -> (3 p^2, 3 p^2), rows orthonormal
+def _luma_chroma_components(samples: Tensor) -> Tensor:  # (n, 3 P^2) tokens of RGB patches -> (3 P^2, 3 P^2), rows orthonormal
     "Principal components of the luma of a patch, largest variance first, then those of each of its two chroma planes."
     planes = torch.einsum("ac,ncp->anp", LUMA_CHROMA, samples.double().unflatten(1, (3, -1)))
     components = torch.stack([principal_components(plane) for plane in planes])
     return torch.einsum("akp,ac->akcp", components, LUMA_CHROMA).flatten(2).flatten(0, 1)
 
-# %% ../nbs/01_patches.ipynb #01-057
+# %% ../nbs/01_patches.ipynb #01-074
 def _rotate(tokens: Tensor, matrix: Tensor) -> Tensor:  # (B, N, d), (d, d) -> (B, N, d)
     "Their product in the matrix's precision, whatever autocast is on: it is cheap, and densities feel its rounding."
     device = tokens.device.type
@@ -143,7 +143,7 @@ class ChannelBasis(nn.Module):
     def fit(
         self,
         images: Tensor,  # (n, C, H, W), some thousands of training images
-        patch_size: int,  # p
+        patch_size: int,  # P
         kind: str,  # "pixels", "pca" or "luma-chroma"
     ) -> "ChannelBasis":
         "Choose the rotation from training images. Raises ValueError if their patches do not fit, or the kind is unknown or needs RGB."

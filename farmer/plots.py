@@ -78,15 +78,22 @@ def save_images(
     replace_files({path: content.getvalue()})
 
 
-def _eight_bits(images: Tensor) -> np.ndarray:  # (B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8
+def to_uint8(images: Tensor) -> np.ndarray:  # (B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8, 0 to 255
+    "Images as other libraries want them; values outside [-1, 1] are clipped."
     return images.detach().cpu().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:  # (B, 1 or 3, H, W) in [-1, 1]
+    "Images as 8-bit pictures of Pillow, grey or RGB; values outside [-1, 1] are clipped. Raises ValueError for what cannot be shown."
+    check_shown(images)
+    return [Image.fromarray(values.squeeze(2) if values.shape[2] == 1 else values) for values in to_uint8(images)]
 
 
 def save_files(images: Tensor, paths: Sequence[Path]) -> None:  # (B, 1 or 3, H, W) in [-1, 1]
     "Write each image to a PNG file of its own, each whole or not at all."
     contents = {}
-    for values, path in zip(_eight_bits(images), paths):
-        Image.fromarray(values.squeeze(2) if values.shape[2] == 1 else values).save(content := io.BytesIO(), "PNG")
+    for picture, path in zip(to_pil(images), paths):
+        picture.save(content := io.BytesIO(), "PNG")
         contents[path] = content.getvalue()
     places = list(contents.items())
     for first in range(0, len(places), 100):  # so many are open at once
@@ -102,7 +109,7 @@ def save_archive(batches: Iterable[Tensor], labels: Tensor, image_shape: Sequenc
             with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array_header_1_0(entry, header)
                 for images in batches:
-                    entry.write(_eight_bits(images.expand(-1, 3, -1, -1)).data)
+                    entry.write(to_uint8(images.expand(-1, 3, -1, -1)).data)
             with archive.open("arr_1.npy", "w") as entry:
                 np.lib.format.write_array(entry, labels.numpy())
 
@@ -139,6 +146,8 @@ GREY = (128, 128, 128)
 
 class Picture(bytes):
     "A PNG file, and in `html` the same for a page: image by image, so that they wrap, with texts for those who see them and those who do not."
+
+    html: str
 
     def __new__(cls, file: bytes, page: str):
         picture = super().__new__(cls, file)

@@ -6,7 +6,7 @@
 __all__ = ['EMBEDDED', 'embedded_models', 'save_model', 'save_student', 'model_files', 'load_model', 'load_student',
            'save_source', 'weights_note', 'read_source', 'model_card', 'push_model']
 
-# %% ../nbs/10_pretrained.ipynb #10-002
+# %% ../nbs/10_pretrained.ipynb #10-004
 import copy
 import json
 import os
@@ -24,13 +24,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import farmer
-from .checks import parse_json, read_json
+from .checks import check_device, parse_json, read_json
 from .data import IMAGE_SIZES
 from .files import checksum, import_optional, replace_files
 from .inversion import Student
 from .model import Farmer, FarmerConfig
 
-# %% ../nbs/10_pretrained.ipynb #10-005
+# %% ../nbs/10_pretrained.ipynb #10-007
 _FORMAT_VERSION = 1
 _CONFIGURATION = "the configuration of a FARMER", {"farmer_format": int | float | str | None}  # the version, of whatever type
 EMBEDDED = Path(farmer.__file__).parent / "pretrained"
@@ -46,7 +46,7 @@ def _weights_checksum(tensors: Mapping[str, Tensor]) -> str:
     value = 0
     for name, tensor in sorted(tensors.items()):
         value = zlib.crc32(f"{name} {tensor.dtype} ".encode(), value)
-        value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
 
 
@@ -59,7 +59,7 @@ def _contents(module: nn.Module, metadata: Mapping[str, str]) -> Callable[[Binar
     header += b" " * (-len(header) % 8)
     return lambda file: file.writelines([len(header).to_bytes(8, "little"), header, content[start:]])
 
-# %% ../nbs/10_pretrained.ipynb #10-006
+# %% ../nbs/10_pretrained.ipynb #10-008
 def _check_names(names: object, classes: int) -> tuple[str, ...]:
     "Names of all classes, or of none. Raises ValueError for anything else."
     if type(names) is not list or len(names) not in (0, classes) or not all(type(name) is str for name in names):
@@ -98,30 +98,33 @@ def save_student(student: Student, folder: str | os.PathLike, half: bool = False
     folder = Path(folder)
     flow = load_model(folder).flow
     metadata = {"config": (folder / "config.json").read_text(encoding="utf-8"), "flow": checksum(flow)}
+    metadata |= {"attention": "both ways"} if student.both_ways else {}
     if metadata["flow"] not in student.flow_checksums:
         raise ValueError(f"{folder} holds another model than that of this student; save it beside its own")
     replace_files({folder / "student.safetensors": _contents(copy.deepcopy(student).half() if half else student, metadata)})
 
-# %% ../nbs/10_pretrained.ipynb #10-008
-def _download(name: str) -> Path:
+# %% ../nbs/10_pretrained.ipynb #10-010
+def _download(name: str, **options: str | None) -> Path:  # revision and token; None: the hub's own choice
     "The folder of a model from the Hugging Face hub, fetched once. Raises FileNotFoundError if it cannot be had."
     try:
-        hub = import_optional("huggingface_hub", "huggingface_hub", "hub")
-        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        hub, given = import_optional("huggingface_hub", "huggingface_hub", "hub"), {key: value for key, value in options.items() if value is not None}
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **given))
     except Exception as error:  # not there, no access, no network, not installed
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(f"no model {name!r}: neither a folder nor an embedded model, nor to be had from the Hugging Face hub ({reason})") from error
 
 
-def model_files(name: str | os.PathLike) -> tuple[Path, Path]:
+def model_files(name: str | os.PathLike, *, revision: str | None = None, token: str | None = None) -> tuple[Path, Path]:
     """Configuration and weights of an embedded model, of a folder, or of a model on the Hugging Face hub, `owner/name`.
 
-    A folder called digits is given as ./digits or as a Path.
+    A folder called digits is given as ./digits or as a Path. Raises ValueError for a revision of what is not on the hub.
     """
     embedded = embedded_models()
     folder = EMBEDDED / name if name in embedded else Path(os.path.expanduser(name))
     if not folder.is_dir() and isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        folder = _download(name)
+        folder = _download(name, revision=revision, token=token)
+    elif revision is not None and folder.is_dir():
+        raise ValueError(f"{str(name)!r} is on this machine, where it has no revision {revision!r}; only models on the hub have: owner/name")
     if not folder.is_dir():
         raise FileNotFoundError(f"no model {str(name)!r}: neither a folder nor one of the embedded models ({', '.join(embedded)})")
     files = folder / "config.json", folder / "model.safetensors"
@@ -130,7 +133,7 @@ def model_files(name: str | os.PathLike) -> tuple[Path, Path]:
             raise FileNotFoundError(f"{folder} has no {path.name}; point to a folder written by save_pretrained")
     return files
 
-# %% ../nbs/10_pretrained.ipynb #10-009
+# %% ../nbs/10_pretrained.ipynb #10-011
 def _read_config(values: dict, source: Path) -> tuple[FarmerConfig, tuple[str, ...]]:
     "The configuration and the class names in `config.json`. Raises ValueError for foreign or other-version files."
     version, names = values.pop("farmer_format"), values.pop("class_names", [])
@@ -166,10 +169,14 @@ def _read_tensors(
         raise ValueError(f"{path} holds weights that are not finite, or zeros alone; it is no trained model, save or copy it again")
     return tensors
 
-# %% ../nbs/10_pretrained.ipynb #10-010
-def load_model(name: str | os.PathLike, model_class: type[Farmer] = Farmer) -> Farmer:
+# %% ../nbs/10_pretrained.ipynb #10-012
+def load_model(
+    name: str | os.PathLike, model_class: type[Farmer] = Farmer, *,
+    device: str | torch.device = "cpu", revision: str | None = None, token: str | None = None,
+) -> Farmer:
     "See `Farmer.from_pretrained`. Raises FileNotFoundError for nothing there, ValueError for files that do not load."
-    config_path, weights_path = model_files(name)
+    device = check_device(device)
+    config_path, weights_path = model_files(name, revision=revision, token=token)
     config, class_names = _read_config(read_json(config_path, *_CONFIGURATION), config_path)
 
     def expected(metadata: Mapping[str, str], count: int) -> Mapping[str, Tensor]:
@@ -192,15 +199,19 @@ def load_model(name: str | os.PathLike, model_class: type[Farmer] = Farmer) -> F
     model = model_class(config).to(torch.promote_types(tensors["basis.matrix"].dtype, torch.float32))
     model.load_state_dict(tensors)
     model.class_names = class_names
-    return model.eval()
+    return model.eval().to(device)
 
 
-def load_student(name: str | os.PathLike, student_class: type[Student] = Student) -> Student:
+def load_student(
+    name: str | os.PathLike, student_class: type[Student] = Student, *,
+    device: str | torch.device = "cpu", revision: str | None = None, token: str | None = None,
+) -> Student:
     "See `Student.from_pretrained`. Raises FileNotFoundError for no student, ValueError for one of another model, or a damaged one."
-    path = model_files(name)[0].with_name("student.safetensors")
+    device = check_device(device)
+    path = model_files(name, revision=revision, token=token)[0].with_name("student.safetensors")
     if not path.is_file():
         raise FileNotFoundError(f"{name} has no student; make one with `farmer distill`, or use the exact inverse")
-    model = load_model(name)
+    model = load_model(path.parent)
     student = student_class(model.flow)
 
     def expected(metadata: Mapping[str, str], count: int) -> Mapping[str, Tensor]:
@@ -208,12 +219,15 @@ def load_student(name: str | os.PathLike, student_class: type[Student] = Student
             raise ValueError(f"{path} is the student of a model of another architecture; delete it, or distill this model")
         if metadata.get("flow") != checksum(model.flow):
             raise ValueError(f"{path} is the student of another flow of this architecture; delete it, or distill this model")
+        nonlocal student
+        student = student_class(model.flow, both_ways=metadata.get("attention") == "both ways")
         return student.state_dict()
 
-    student.load_state_dict(_read_tensors(path, expected))
-    return student.eval()
+    tensors = _read_tensors(path, expected)
+    student.load_state_dict(tensors)
+    return student.eval().to(device)
 
-# %% ../nbs/10_pretrained.ipynb #10-016
+# %% ../nbs/10_pretrained.ipynb #10-018
 _NOTE = "the note of a run", {"data": str}
 
 
@@ -240,18 +254,21 @@ def read_source(model: str | os.PathLike) -> str:
             return read_json(place / "run.json", *_NOTE)["data"]
     raise ValueError(f"{model} does not say which data it was trained on; say it with data, on the command line --data")
 
-# %% ../nbs/10_pretrained.ipynb #10-020
+# %% ../nbs/10_pretrained.ipynb #10-030
 def model_card(
     config: FarmerConfig,
     evaluation: Mapping[str, Mapping] | None = None,
     class_names: Sequence[str] = (),
+    license: str = "apache-2.0",  # of the weights, as the hub writes it
 ) -> str:  # Markdown with a header for the hub
-    "What a model is and how to load it; with the report of `farmer evaluate`, its figures and what moved them."
+    "What a model is, its licence, how to install and load it; with the report of `farmer evaluate`, its figures and what moved them."
     channels, height, width = config.image_shape
-    lines = ["---", "library_name: farmer", "pipeline_tag: unconditional-image-generation", "tags: [normalizing-flow, autoregressive, likelihood]", "---", ""]
-    lines += ["# A FARMER", "", f"Flow AutoRegressive Transformer over Pixels (arXiv 2510.23588) for {channels} x {height} x {width} images.", ""]
-    lines += ["```python", "# pip install farmer-pixels"]
-    lines += ["from farmer import Farmer", "", 'model = Farmer.from_pretrained("OWNER/NAME")', "```", ""]
+    lines = ["---", "library_name: farmer", f"license: {license}", "pipeline_tag: unconditional-image-generation"]
+    lines += ["tags: [normalizing-flow, autoregressive, likelihood]", "---", "", "# A FARMER", ""]
+    lines += [f"Flow AutoRegressive Transformer over Pixels (arXiv 2510.23588) for {channels} x {height} x {width} images.", ""]
+    lines += ["```bash", 'pip install "farmer-pixels[hub]"', "```", "", "```python", "from farmer import Farmer, to_pil", ""]
+    lines += ['model = Farmer.from_pretrained("OWNER/NAME")', f"to_pil(model.sample([{min(config.num_classes, 1)}], seed=0))[0]  # a picture", "```", ""]
+    lines += [f"Licence of these weights: {license}; of farmer-pixels, which runs them: apache-2.0.", ""]
     lines += ["Classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(class_names)), ""] if class_names else []
     sections = {"Configuration": asdict(config), **(evaluation or {})}
     for title, rows in sections.items():
@@ -266,14 +283,21 @@ def push_model(
     evaluation: Mapping[str, Mapping] | None = None,  # the report of an evaluation, for the card
     private: bool = False,
     student: Student | None = None,  # to go with it
+    run: str | os.PathLike | None = None,  # folder of the run that trained it: its note `run.json` goes along
+    license: str = "apache-2.0",  # of the weights, for the card
 ) -> str:  # the address
-    "Upload a model, its card and its student. Needs huggingface_hub and a login."
+    "Upload a model, its card, its student and the note of its run, paths shortened to names. Needs huggingface_hub and a login."
+    note = None if run is None else read_json(Path(run).expanduser() / "run.json", *_NOTE)
     client = import_optional("huggingface_hub", "huggingface_hub", "hub").HfApi()
     url = client.create_repo(repo_id, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, folder)
         if student is not None:
             save_student(student, folder)
-        (Path(folder) / "README.md").write_text(model_card(model.config, evaluation, model.class_names).replace("OWNER/NAME", repo_id))
+        if note is not None:
+            names = {key: Path(note[key]).name for key in ("data", "start_from") if isinstance(note.get(key), str)}
+            (Path(folder) / "run.json").write_text(json.dumps({**note, **names}))
+        card = model_card(model.config, evaluation, model.class_names, license).replace("OWNER/NAME", repo_id)
+        (Path(folder) / "README.md").write_text(card, encoding="utf-8")
         client.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="A FARMER and its card")
     return str(url)

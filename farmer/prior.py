@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ChannelPartition', 'Ancestral', 'AutoregressivePrior', 'StandardNormalPrior', 'drop_labels']
 
-# %% ../nbs/05_prior.ipynb #05-003
+# %% ../nbs/05_prior.ipynb #05-005
 import math
 
 import torch
@@ -17,7 +17,7 @@ from .transformer import CausalTransformer, no_autograd
 # Letters used for shapes:
 # B batch, N tokens, d = d_I + d_R informative and redundant channels, K and K_R mixture components, M repeats, W width
 
-# %% ../nbs/05_prior.ipynb #05-014
+# %% ../nbs/05_prior.ipynb #05-017
 class ChannelPartition:
     "The first `informative` channels of a token are z^I, the rest z^R. With all of them informative there is no z^R."
 
@@ -33,7 +33,7 @@ class ChannelPartition:
     def join(self, informative: Tensor, redundant: Tensor) -> Tensor:  # (..., d_I), (..., d_R) -> (..., d)
         return torch.cat([informative, redundant], dim=-1)
 
-# %% ../nbs/05_prior.ipynb #05-027
+# %% ../nbs/05_prior.ipynb #05-028
 class Ancestral:
     """The plain policy of the prior's token loop: draw each token from the mixture that the prior predicts for it.
 
@@ -51,12 +51,12 @@ class Ancestral:
     def draw_redundant(self, shared: GaussianMixture, tokens: int, generator: torch.Generator | None) -> Tensor:  # (B, 1) -> (B, N, d_R)
         return shared.sample((tokens,), generator).squeeze(2).transpose(0, 1)
 
-# %% ../nbs/05_prior.ipynb #05-029
+# %% ../nbs/05_prior.ipynb #05-030
 class AutoregressivePrior(nn.Module):
-    """The density of the latents, `p(Z | c) = prod_i p(z^I_i | z^I_<i, c) prod_i p(z^R_i | Z^I, c)` (paper, AR prior).
+    """The density of the latents, `p(Z | c) = prod_n p(z^I_n | z^I_<n, c) prod_n p(z^R_n | Z^I, c)` (paper, AR prior).
 
-    A causal transformer reads the condition, repeated M times, and the informative channels. Its output before token i
-    gives the mixture of z^I_i, that after the last one the mixture that all z^R_i share (N(0, 1) in JetFormer's reduction).
+    A causal transformer reads the condition, repeated M times, and the informative channels. Its output before token n
+    gives the mixture of z^I_n, that after the last one the mixture that all z^R_n share (N(0, 1) in JetFormer's reduction).
     With `reverse` it reads the tokens from last to first. Tokens go in and come out in the image's order either way.
     """
 
@@ -128,21 +128,23 @@ class AutoregressivePrior(nn.Module):
     ) -> Tensor:  # (B, N, d)
         "Draw the informative tokens one by one, reading each back through the key/value cache, then all redundant ones at once."
         sequences = policy.sequences(labels)
-        copies, first = len(sequences) // len(labels), self.condition_repeats
-        informative = self.position.new_empty(len(labels), self.tokens, self.partition.informative)
+        copies, first = sequences.shape[0] // labels.shape[0], self.condition_repeats
+        informative = self.position.new_empty(labels.shape[0], self.tokens, self.partition.informative)
         with no_autograd(labels.device):
-            cache = self.transformer.new_cache(len(sequences), first + self.tokens)
+            cache = self.transformer.new_cache(sequences.shape[0], first + self.tokens)
             hidden = self.transformer(self.prefix(sequences), cache)[:, -1]
-            for i in range(self.tokens):
-                informative[:, i] = policy.draw(self.informative_head(hidden), generator)
-                read = self.input(informative[:, i]) + self.position[first + i]
+            for n in range(self.tokens):
+                informative[:, n] = policy.draw(self.informative_head(hidden), generator)
+                read = self.input(informative[:, n]) + self.position[first + n]
                 hidden = self.transformer.step(read.repeat(copies, 1), cache)
             redundant = policy.draw_redundant(self.redundant_mixture(hidden), self.tokens, generator)
         return self.turn(self.partition.join(informative, redundant))
 
-# %% ../nbs/05_prior.ipynb #05-035
+# %% ../nbs/05_prior.ipynb #05-037
 class StandardNormalPrior(nn.Module):
     "All channels of all tokens independent N(0, 1), whatever the label. Over all channels it is TarFlow's prior: a baseline."
+
+    mean: Tensor
 
     def __init__(self, tokens: int, partition: ChannelPartition):
         super().__init__()
@@ -160,10 +162,10 @@ class StandardNormalPrior(nn.Module):
     @torch.no_grad()
     def sample(self, labels: Tensor, *, policy: Ancestral = Ancestral(), generator: torch.Generator | None = None) -> Tensor:  # (B,) -> (B, N, d)
         "Draw every channel by itself; the only policy is the plain one."
-        shape = (len(labels), *self.mean.shape)
+        shape = (labels.shape[0], *self.mean.shape)
         return torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
 
-# %% ../nbs/05_prior.ipynb #05-039
+# %% ../nbs/05_prior.ipynb #05-043
 def drop_labels(
     labels: Tensor,  # (B,) integers
     probability: float,  # of replacing a label by the null class

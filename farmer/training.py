@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainingConfig', 'Objective', 'read_log', 'plot_log', 'Trainer']
 
-# %% ../nbs/16_training.ipynb #16-002
+# %% ../nbs/16_training.ipynb #16-004
 import copy
 import importlib.util
 import json
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from .batches import BatchStream, OnlyReadable, Part, add_randomness, derive_seed, explained_workers, image_numbers, image_seeds
 from .batches import read_batches, split_batch
-from .checkpoints import CheckpointWriter, load_checkpoint, newest_checkpoint
+from .checkpoints import CheckpointWriter, checkpoints, load_checkpoint, newest_checkpoint
 from .checks import check_fields, check_same_facts
 from .data import ImageDataset, to_images
 from .distributed import ExecutionConfig, Progress, Ranks, Speed, Termination, apply_execution, best_device, distribute
@@ -32,7 +32,7 @@ from .files import import_optional, replace_files, say
 from .model import FarmerConfig
 from .patches import cosine_schedule
 
-# %% ../nbs/16_training.ipynb #16-004
+# %% ../nbs/16_training.ipynb #16-006
 @dataclass(frozen=True)
 class TrainingConfig:
     "Everything that fixes a training run besides the model and the data. Raises ValueError for impossible values."
@@ -88,7 +88,7 @@ class TrainingConfig:
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return cosine_schedule(progress, self.learning_rate, self.final_learning_rate)
 
-# %% ../nbs/16_training.ipynb #16-007
+# %% ../nbs/16_training.ipynb #16-009
 class Objective(Protocol):
     "What a `Trainer` trains, and towards what; `farmer.objectives` has two."
 
@@ -105,7 +105,7 @@ class Objective(Protocol):
     def held_out(self, module: nn.Module, dataset: ImageDataset, images: int) -> float: ...  # error on clean images, at most so many
     def save_samples(self, module: nn.Module, path: Path, seed: int) -> dict[str, float]: ...  # a grid of them, and figures about them
 
-# %% ../nbs/16_training.ipynb #16-009
+# %% ../nbs/16_training.ipynb #16-011
 def _local(tensors: list[Tensor]) -> list[Tensor]:
     "The parts that this rank holds: all of them, unless they are shared out."
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
@@ -125,14 +125,21 @@ class _WeightAverage:
         torch._foreach_lerp_(_local(self.averaged), _local(self.latest), 1 - decay)
         self.updates += 1
 
-# %% ../nbs/16_training.ipynb #16-012
+# %% ../nbs/16_training.ipynb #16-014
+_PARTS = "informative", "redundant", "logdet"  # of the log-density
+
+
 def read_log(folder: str | Path) -> list[dict]:
-    "The records of a run: of training they have `loss`, of evaluations `held_out_average`. What is no record, as a line cut by a crash, is left out."
+    """The records of a run: of training they have `loss`, of evaluations `held_out_average`. What is no record, as a line cut by a crash, is left out.
+
+    Where a record has the three parts of a log-density, its loss is minus their sum: nats per dimension, of noised images.
+    """
     records = []
     for line in (Path(folder) / "log.jsonl").read_text(errors="replace").splitlines():
         with suppress(ValueError, RecursionError):
             records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict) and type(record.get("step")) is int]
+    records = [record for record in records if isinstance(record, dict) and type(record.get("step")) is int]
+    return [record | ({"loss": -sum(record[name] for name in _PARTS)} if record.keys() >= {*_PARTS} else {}) for record in records]
 
 
 def _rewind_log(folder: Path, step: int) -> int:
@@ -168,31 +175,34 @@ class _Log:
 
 
 def plot_log(folder: str | Path) -> None:
-    "Draw a run: loss and held-out figures, the three parts of the log-density (not of a distillation, which has none), gradient norm."
+    "Draw a run: held-out figures, the log-density of noised images and its three parts (a distillation has an error instead), gradient norm."
     pyplot, ticker = (import_optional(f"matplotlib.{name}", "matplotlib") for name in ("pyplot", "ticker"))
     log = read_log(folder)
     steps, held_out = [r for r in log if "loss" in r], [r for r in log if "held_out_average" in r]
     if not steps:
         raise ValueError(f"{folder} has no record of a step yet; there is one after ten")
     x, likelihood = [r["step"] for r in steps], "logdet" in steps[0]
-    _, (loss, *parts, norm) = pyplot.subplots(1, 2 + likelihood, figsize=(8 + 4 * likelihood, 3.2), layout="constrained")
-    loss.plot(x, [r["loss"] for r in steps], color="0.7", label="training loss, noised images")
-    for name, style in (("latest", "o--"), ("average", "o-")):
-        loss.plot([r["step"] for r in held_out], [r[f"held_out_{name}"] for r in held_out], style, label=f"held out, {name} weights")
-    loss.set(xlabel="step", ylabel="bits/dim" if likelihood else "root mean square error", title="Likelihood" if likelihood else "Student")
+    _, (error, *parts, norm) = pyplot.subplots(1, 2 + likelihood, figsize=(8 + 4 * likelihood, 3.2), layout="constrained")
+    for name, label, style in (("latest", "held out, latest weights", "o--"), ("average", "held out, averaged weights", "o-")):
+        error.plot([r["step"] for r in held_out], [r[f"held_out_{name}"] for r in held_out], style, label=label)
+    error.set(xlabel="step", ylabel="bits/dim" if likelihood else "root mean square error", title="Held-out images" if likelihood else "Student")
     for panel in parts:
-        for name in ("informative", "redundant", "logdet"):
+        panel.plot(x, [-r["loss"] for r in steps], color="0.2", label="sum")
+        for name in _PARTS:
             panel.plot(x, [r[name] for r in steps], label=name)
-        panel.set(xlabel="step", ylabel="nats/dim", title="The three parts of the log-density")
+        panel.set(xlabel="step", ylabel="nats per dimension", title="Log-density of noised training images")
+        panel.margins(y=0.3)  # room for the legend
+    if not parts:
+        error.plot(x, [r["loss"] for r in steps], color="0.7", label="training loss, noised images")
     norm.plot(x, [r["gradient_norm"] for r in steps], color="0.4")
     norm.set(xlabel="step", ylabel="norm", yscale="log", title="Gradient, before clipping")
     norm.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
     norm.yaxis.set_major_formatter("{x:g}")
     norm.yaxis.set_minor_formatter(ticker.NullFormatter())
-    for panel in (loss, *parts):
-        panel.legend(frameon=False)
+    for panel in (error, *parts):
+        panel.legend(frameon=False, ncols=1 + (panel in parts))
 
-# %% ../nbs/16_training.ipynb #16-014
+# %% ../nbs/16_training.ipynb #16-016
 def _check_finite(names: list[str], values: Tensor, step: int, last_good: Callable[[], str]) -> None:  # (ranks, len(names))
     "Raise FloatingPointError, on all ranks, with the step, the rank, the quantity and the last good checkpoint."
     bad = (~torch.isfinite(values)).nonzero()
@@ -200,6 +210,13 @@ def _check_finite(names: list[str], values: Tensor, step: int, last_good: Callab
         rank, column = bad[bad[:, 1].argmin()].tolist()
         place = f"{step}, rank {rank}" if len(values) > 1 else step
         raise FloatingPointError(f"step {place}: {names[column]} is {values[rank, column]}; {last_good()}; try a lower learning_rate or gradient_clip")
+
+
+def _check_newest(folder: Path, step: int) -> None:
+    "Raise ValueError if a run in the folder has come further than this step, to a checkpoint that is intact."
+    later = lambda path: path is not None and path.name > f"step-{step:08d}"
+    if any(map(later, checkpoints(folder))) and later(found := newest_checkpoint(folder)):
+        raise ValueError(f"this Trainer is at step {step}, its folder at {found.name}: another process has gone on; make a new Trainer, which goes on from there")
 
 
 class _Unreadable:
@@ -218,7 +235,7 @@ class _Unreadable:
         if self.count > max(10, 0.01 * self.read):
             raise ValueError(f"{self.count} of {self.read} images could not be read, the last: {complaints[-1]}")
 
-# %% ../nbs/16_training.ipynb #16-015
+# %% ../nbs/16_training.ipynb #16-017
 class Trainer:
     """Trains the module of an objective on a data set, writing a log, sample grids and checkpoints to a folder, which it holds meanwhile.
 
@@ -276,14 +293,14 @@ class Trainer:
     def fit(self, last_step: int | None = None) -> None:
         """Go on to `last_step`, or to the end of the run; save there, and evaluate and save on the way.
 
-        SIGTERM, SIGHUP, SIGUSR1 (Slurm's warning) and SIGINT (Ctrl-C), whichever rank they reach, end all ranks after the step and a save: with
-        status 0, SIGINT by KeyboardInterrupt or status 130. A second Ctrl-C, a second later, ends at once, without a save. Raises
-        FloatingPointError for a value that is not finite, ValueError for too many unreadable images or a folder in use, OSError for a
-        checkpoint that cannot be written or a lost worker.
+        SIGTERM, SIGHUP, SIGUSR1 and SIGINT (Ctrl-C), whichever rank they reach, end all ranks after the step and a save: with status 0, SIGINT
+        by KeyboardInterrupt or status 130. A second Ctrl-C, a second later, ends at once, without a save. Raises FloatingPointError for a value
+        that is not finite, ValueError for too many unreadable images or a folder in use or further on, OSError for a lost checkpoint or worker.
         """
         self.stopping, config, last_step = 0, self.config, min(last_step or self.config.steps, self.config.steps)
         progress, held = Progress(config.steps, self.step, self.ranks.first), self.ranks.locked(self.folder, "training")
         with held, self.termination, progress.bar as bar, explained_workers(), self.writer.until_saved():
+            self.ranks.on_first(lambda: _check_newest(self.folder, self.step))
             self.evaluate_if_due()
             self.speed.restart(self.step)
             for batch in self.batches(last_step):

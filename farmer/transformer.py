@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeyValueCache', 'StaticKeyValueCache', 'TransformerLayer', 'CausalTransformer', 'no_autograd']
 
-# %% ../nbs/02_transformer.ipynb #02-003
+# %% ../nbs/02_transformer.ipynb #02-005
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 # Letters used for shapes:
-# B batch, N tokens, W width of the transformer, H attention heads, L layers
+# B batch, N tokens; width and heads are those of the transformer
 
-# %% ../nbs/02_transformer.ipynb #02-031
+# %% ../nbs/02_transformer.ipynb #02-036
 class KeyValueCache:
     """Keys and values of the tokens read so far, for every layer, in memory allocated once.
 
@@ -28,11 +28,11 @@ class KeyValueCache:
 
     def __init__(
         self,
-        layers: int,  # L
+        layers: int,
         batch: int,  # B
-        heads: int,  # H
+        heads: int,
         length: int,  # the most tokens it can hold
-        head_width: int,  # W / H
+        head_width: int,  # width / heads
         like: Tensor,  # gives the data type and the device
     ):
         self.storage = like.new_empty(layers, 2, batch, heads, length, head_width)
@@ -45,8 +45,8 @@ class KeyValueCache:
     def extend(
         self,
         layer: int,
-        keys_values: Tensor,  # (2, B, H, n, W / H) of n new tokens
-    ) -> Tensor:  # (2, B, H, position + n, W / H): all so far
+        keys_values: Tensor,  # (2, B, heads, new, width / heads) of the new tokens
+    ) -> Tensor:  # (2, B, heads, position + new, width / heads): all so far
         "Store the keys and values of the new tokens of one layer and return those of all tokens. Raises ValueError when full."
         stored = self.storage[layer]
         end = self.position + keys_values.shape[3]
@@ -55,7 +55,7 @@ class KeyValueCache:
         stored[:, :, :, self.position : end] = keys_values
         return stored[:, :, :, :end]
 
-# %% ../nbs/02_transformer.ipynb #02-035
+# %% ../nbs/02_transformer.ipynb #02-038
 class StaticKeyValueCache(KeyValueCache):
     """A cache whose `position` is a tensor, so that a step is the same operations at every token and can be recorded.
 
@@ -76,13 +76,15 @@ class StaticKeyValueCache(KeyValueCache):
         "Forget everything; the memory stays."
         self.position.zero_()
 
-    def extend(self, layer: int, keys_values: Tensor) -> Tensor:  # (2, B, H, 1, W / H) -> (2, B, H, length, W / H)
+    def extend(self, layer: int, keys_values: Tensor) -> Tensor:  # (2, B, heads, 1, width / heads) -> (2, B, heads, length, width / heads)
         "Store the keys and values of the next token of one layer and return the whole memory."
         return self.storage[layer].index_copy_(3, self.position, keys_values.to(self.storage.dtype))
 
-# %% ../nbs/02_transformer.ipynb #02-037
+# %% ../nbs/02_transformer.ipynb #02-040
 class TransformerLayer(nn.Module):
     "Pre-norm causal self-attention and a GELU network of four times the width, each added to its input (after dropout)."
+
+    causal: bool = True  # output n depends on inputs 0..n only; False: on all (a student may choose that, never with a cache)
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -96,25 +98,25 @@ class TransformerLayer(nn.Module):
         self.network_input = nn.Linear(width, 4 * width, bias=False)
         self.network_output = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None, index: int = 0) -> Tensor:  # (B, N, W) -> (B, N, W)
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, index: int = 0) -> Tensor:  # (B, N, width) -> (B, N, width)
         "All tokens in parallel. With an empty cache, also leave their keys and values there, as those of layer `index`."
         batch, tokens, width = x.shape
         projected = self.query_key_value(self.attention_norm(x))
-        qkv = projected.view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)  # (3, B, H, N, W / H)
+        qkv = projected.view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)  # (3, B, heads, N, width / heads)
         if cache is not None:
             cache.extend(index, qkv[1:].detach())
-        attended = F.scaled_dot_product_attention(*qkv, is_causal=True)
+        attended = F.scaled_dot_product_attention(*qkv, is_causal=self.causal)
         branch = self.attention_output(attended.transpose(1, 2).reshape(batch, tokens, width))
         x = x + F.dropout(branch, self.dropout, self.training)
         branch = self.network_output(F.gelu(self.network_input(self.network_norm(x))))
         return x + F.dropout(branch, self.dropout, self.training)
 
-    def step(self, x: Tensor, cache: KeyValueCache, index: int) -> Tensor:  # (B, W) -> (B, W)
+    def step(self, x: Tensor, cache: KeyValueCache, index: int) -> Tensor:  # (B, width) -> (B, width)
         "One token, reading the earlier ones from the cache: the same function as `forward` in evaluation mode, in few operations."
         batch, width = x.shape
         norm = self.attention_norm
         projected = F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), self.query_key_value.weight)
-        qkv = projected.view(batch, 3, self.heads, 1, width // self.heads).transpose(0, 1)  # (3, B, H, 1, W / H)
+        qkv = projected.view(batch, 3, self.heads, 1, width // self.heads).transpose(0, 1)  # (3, B, heads, 1, width / heads)
         keys, values = cache.extend(index, qkv[1:])
         attended = F.scaled_dot_product_attention(qkv[0], keys, values, attn_mask=cache.mask).reshape(batch, width)
         x = x + F.linear(attended, self.attention_output.weight)
@@ -122,9 +124,9 @@ class TransformerLayer(nn.Module):
         hidden = F.gelu(F.linear(F.layer_norm(x, (width,), norm.weight, norm.bias), self.network_input.weight))
         return x + F.linear(hidden, self.network_output.weight)
 
-# %% ../nbs/02_transformer.ipynb #02-039
+# %% ../nbs/02_transformer.ipynb #02-042
 class CausalTransformer(nn.Module):
-    """A stack of layers and a final norm: output i depends on inputs 1..i only.
+    """A stack of layers and a final norm: output n depends on inputs 0..n only.
 
     `forward` reads a whole sequence, `step` one more token; `new_cache` makes the memory that joins them.
     """
@@ -133,9 +135,9 @@ class CausalTransformer(nn.Module):
 
     def __init__(
         self,
-        width: int,  # W
-        layers: int,  # L
-        heads: int,  # H, a divisor of the width
+        width: int,  # numbers of a token
+        layers: int,
+        heads: int,  # a divisor of the width
         dropout: float = 0.0,  # share of every branch's output zeroed while training
     ):
         super().__init__()
@@ -144,7 +146,7 @@ class CausalTransformer(nn.Module):
         for layer in self.layers:
             for linear in (layer.query_key_value, layer.attention_output, layer.network_input, layer.network_output):
                 nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-            for linear in (layer.attention_output, layer.network_output):  # 2L branches add up to unit variance at most
+            for linear in (layer.attention_output, layer.network_output):  # 2 branches of every layer add up to unit variance at most
                 linear.weight.data /= (2 * layers) ** 0.5
 
     def new_cache(self, batch: int, length: int, cache: type[KeyValueCache] = KeyValueCache) -> KeyValueCache:
@@ -154,7 +156,7 @@ class CausalTransformer(nn.Module):
             weight = weight.to(torch.get_autocast_dtype(weight.device.type))
         return cache(len(self.layers), batch, heads, length, len(weight) // heads, like=weight)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:  # (B, N, W) -> (B, N, W)
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:  # (B, N, width) -> (B, N, width)
         "Read N tokens in parallel; given a cache, which must be empty, leave them there for later steps."
         if cache is not None and cache.position:
             raise ValueError(f"the cache already holds {cache.position} tokens; reset it, or read on with step()")
@@ -165,7 +167,7 @@ class CausalTransformer(nn.Module):
             cache.position = x.shape[1]
         return self.norm(x)
 
-    def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:  # (B, W) -> (B, W)
+    def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:  # (B, width) -> (B, width)
         "Read one more token of every sequence. For sampling and inversion: no dropout, no gradients."
         if torch.is_grad_enabled():  # otherwise the cache would keep the graph of everything it ever stored
             with torch.no_grad():
@@ -175,7 +177,7 @@ class CausalTransformer(nn.Module):
         cache.position += 1
         return self.norm(x)
 
-# %% ../nbs/02_transformer.ipynb #02-041
+# %% ../nbs/02_transformer.ipynb #02-044
 def _is_autocasting(device: torch.device) -> bool:
     "Whether autocast is on for this kind of device, which need not know autocast at all."
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

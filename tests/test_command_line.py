@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 from unittest import mock
@@ -25,8 +26,8 @@ from farmer.data import IMAGE_SIZES
 from farmer.demo import _show_images, text_images
 from farmer.evaluation import EvaluationConfig, SmallClassifier, manifest
 from farmer.objectives import evaluate_bits_per_dim
-from farmer.presets import PRESETS
-from farmer.training import read_log
+from farmer.presets import PRESETS, distillation_of
+from farmer.training import Trainer, read_log
 
 
 def test_train_resume_and_sample_on_a_folder_of_images(tmp_path, capsys):
@@ -147,6 +148,18 @@ def test_every_solver_draws_and_is_certified(tmp_path, capsys):
         assert f"solver {solver}: latents reached within" in printed and ("rounds a block" in printed) == (solver == "jacobi")
         images[solver] = read_image(tmp_path / f"{solver}.png").int()
     assert (images["jacobi"] - images["exact"]).abs().max() <= 1 < (images["student"] - images["exact"]).abs().max()
+
+
+def test_the_papers_student_is_asked_for_by_name(tmp_path, capsys):
+    "Other settings of its training are those of the model's preset, unless they are given."
+    run, settings = tmp_path / "run", []
+    trainer = mock.patch("farmer.cli.Trainer", side_effect=lambda *given, **options: settings.append(given[3]) or Trainer(*given, **options))
+    with trainer:
+        main(["distill", "digits", "--student", "paper", "--folder", str(run), "--steps", "2", "--no-horizontal-flip", "--save-every", "2", "--device", "cpu"])
+    assert settings == [replace(distillation_of(Farmer.from_pretrained("digits").config), steps=2, save_every=2)]
+    main(["sample", str(run / "model"), "--solver", "student", "--count", "1", "--output", str(tmp_path / "a.png")])
+    assert "solver student: latents reached" in capsys.readouterr().out and Student.from_pretrained(run / "model").both_ways
+    assert "student" in mistake(capsys, "distill", "digits", "--folder", run, "--student", "other")
 
 
 @pytest.mark.parametrize("guidance", ["2", "paper-1.9b-p8"])
@@ -376,6 +389,54 @@ def test_a_run_notes_its_settings(tmp_path):
     assert noted["training"]["learning_rate"] == 0.001 and noted["model"]["flow_width"] == 32 and noted["execution"]["workers"] == 0
 
 
+def test_a_run_starts_from_anothers_settings(tmp_path, capsys):
+    "`--config run.json` goes on with that run, or is where another starts; flags come first."
+    first, again = tmp_path / "first", tmp_path / "again"
+    main(["train", "glyphs", "--folder", str(first), "--num-classes", "0", "--dropout", "0.2", *SMALL_RUN, *WEIGHTLESS])
+    config = ["train", "--config", str(first / "run.json")]
+    run = settings_of(*config)
+    assert (run.data, run.folder, run.model.num_classes, run.model.dropout, run.training.steps, run.given) == ("glyphs", first, 0, 0.2, 1, frozenset())
+    assert type(run.model.image_shape) is tuple and run.training.betas == (0.9, 0.95) and run.execution.workers == 0
+    changed = settings_of("train", f"--config={first / 'run.json'}", "--folder", again, "--seed", "3", "--no-uniform-noise", "--noise-end", "0.01")
+    assert (changed.folder, changed.training.seed, changed.training.uniform_noise, changed.model) == (again, 3, False, run.model)
+    capsys.readouterr()
+    main([*config, "--device", "cpu"])
+    assert "going on from step 1 of 1" in capsys.readouterr().out
+    main([*config, "--device", "cpu", "--folder", str(again)])
+    for name in ("model.safetensors", "config.json"):
+        assert (again / "model" / name).read_bytes() == (first / "model" / name).read_bytes()
+    assert (again / "run.json").read_bytes() == (first / "run.json").read_bytes()
+
+
+def test_a_fine_tuned_run_starts_from_its_settings_again(tmp_path):
+    note = {"data": "glyphs-field", "model": {"dropout": 0.3, "num_classes": 0, "image_shape": [3, 16, 16]}, "training": {}, "execution": {}, "start_from": "glyphs-palette"}
+    (tmp_path / "run.json").write_text(json.dumps(note))
+    run = settings_of("train", "--config", tmp_path / "run.json", "--steps", "5")
+    assert run.start_from == "glyphs-palette" and run.given == {"steps", "dropout", "label_dropout", "num_classes"}
+    config = run.configure(load_dataset("glyphs-field"), Farmer.from_pretrained("glyphs-palette"))
+    assert config.dropout == 0.3 and config.num_classes == 0 and config.flow_width == Farmer.from_pretrained("glyphs-palette").config.flow_width
+
+
+@pytest.mark.parametrize("flags, words", [
+    ("digits --config {run}", "--config takes the place of a preset; leave out digits"),
+    ("--config {folder}/none.json", "none.json"),
+    ("--config", "not the settings of a run"),
+    ("--config {old}", "'training' is missing"),
+    ("--config {odd}", "flow_colour, which this version does not know"),
+    ("--config {wrong}", "--flow-blocks must be a whole number"),
+    ("--config {run} --cont 3", "--cont"),
+    ("--config {run} --num-classes 7", "--num-classes 7 contradicts digits"),
+])  # fmt: skip
+def test_settings_that_cannot_be_used(tmp_path, capsys, flags, words):
+    good = {"data": "digits", "model": {}, "training": {}, "execution": {}}
+    bad = {"run": good, "old": {"data": "digits", "model": {}}, "odd": good | {"model": {"flow_colour": 3}}, "wrong": good | {"model": {"flow_blocks": "many"}}}
+    for name, note in bad.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(note))
+    places = {name: tmp_path / f"{name}.json" for name in bad} | {"folder": tmp_path}
+    with mock.patch("farmer.cli.Trainer", side_effect=AssertionError("too late")):
+        assert words in mistake(capsys, "train", *flags.format(**places).split())
+
+
 # --- Fine-tuning
 
 
@@ -516,6 +577,23 @@ def test_a_picture_is_written_whole_or_not_at_all(many, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*/*.png"))
 
 
+def test_a_large_model_is_sampled_in_few_images_at_once(many, tmp_path):
+    "The batch follows what the prior predicts for an image: 500 for a small model, 32 for one of ImageNet, and each has a seed of its own."
+    drawn, latents = [], Farmer.sample_latents
+
+    def counted(model, labels, **options):
+        drawn.append(len(labels))
+        return latents(model, labels, **options)
+
+    with mock.patch.object(Farmer, "sample_latents", counted), mock.patch("farmer.cli.images_at_once", lambda config: 7):
+        main(["sample", str(many), "--labels", "all", "--count", "2", "--output", str(tmp_path / "seven")])
+    main(["sample", str(many), "--labels", "all", "--count", "2", "--batch-size", "7", "--output", str(tmp_path / "given")])
+    pictures = [{name: content for name, content in contents(tmp_path / place).items() if name != "samples.json"} for place in ("seven", "given")]
+    assert drawn == [7, 7, 7, 3] and pictures[0] == pictures[1]
+    assert cli.images_at_once(Farmer.from_pretrained(many).config) == 500
+    assert [cli.images_at_once(PRESETS[f"imagenet256-1.9b-p{patch}"].model) for patch in (16, 8)] == [32, 32]
+
+
 # --- Faults of the machine, and terminals
 
 
@@ -570,6 +648,90 @@ def test_names_and_pictures_that_the_terminal_cannot_show(tmp_path, monkeypatch)
         terminal.flush()
         written = terminal.buffer.getvalue().decode(encoding)
         assert "(\\u732b)" in written and "photo-\\udcff.jpg" in written and "'." in written
+
+
+# --- What a lab takes: launch/
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+WORLD = {"GPUS": "8", "NODES": "8", "HEAD": "10.0.0.1", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a[1-8]", "SLURM_JOB_NUM_NODES": "8", "SLURM_GPUS_ON_NODE": "8"}
+STAND_INS = {  # for commands that are not here
+    "srun": 'exec "$@"',
+    "scontrol": 'if [ "$1" = show ]; then printf "a%d\\n" {1..8}; else echo "scontrol $*"; fi',
+    "torchrun": """trap 'echo "the run saves"; exit 1' USR1
+echo "heard: $*"
+[ -z "${RUNNING:-}" ] || while true; do sleep 0.05; done
+exit ${STATUS:-0}""",
+}
+
+
+def launch(folder: Path, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    "A launch script in a world of stand-ins, which say what they were asked to do."
+    for name, body in STAND_INS.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    world = {**os.environ, **WORLD, **environment, "PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.Popen(["bash", str(LAUNCH / script), *arguments], env=world, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def check_line(line: list[str]) -> cli.Train:
+    "What a line of torchrun trains, if both torchrun and the command know all its flags, and the images can be shared out."
+    from torch.distributed.run import get_args_parser
+
+    found = get_args_parser().parse_args(line)
+    assert found.module and found.training_script == "farmer"
+    run = parse(found.training_script_args).run
+    ranks = int(found.nnodes.partition(":")[0]) * int(found.nproc_per_node)
+    assert run.training.batch_size % (ranks * run.execution.accumulation) == 0 and run.training.batch_size / ranks / run.execution.accumulation <= 32
+    return run
+
+
+@pytest.mark.parametrize("script", ["local.sh", "machines.sh", "slurm.sbatch"])
+def test_launch_scripts_give_lines_that_can_be_read(tmp_path, script):
+    printed, _ = launch(tmp_path, script, "--seed", "5", FOLDER="runs/mine").communicate(timeout=30)
+    (line,) = [line for line in printed.splitlines() if line.startswith("heard: ")]
+    run = check_line(line.removeprefix("heard: ").split())
+    assert (run.data, run.folder, run.training.seed, run.model.flow_blocks) == ("data/imagenet-256", Path("runs/mine"), 5, 28)
+    assert "scontrol requeue" not in printed
+    assert all(os.access(LAUNCH / each, os.X_OK) and not subprocess.run(["bash", "-n", LAUNCH / each]).returncode for each in os.listdir(LAUNCH) if ".s" in each)
+
+
+def test_the_kubernetes_job_can_be_read():
+    yaml = pytest.importorskip("yaml")
+    service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["torchrun"] and check_line(container["args"]).folder == Path("/disk/runs/imagenet256-1.1b-p16")
+    assert f"--nnodes={job['spec']['completions']}" in container["args"] and f"--nproc-per-node={container['resources']['limits']['nvidia.com/gpu']}" in container["args"]
+    assert service["spec"]["selector"]["job-name"] == job["metadata"]["name"] and service["metadata"]["name"] == pod["subdomain"]
+    assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
+    assert int(container["env"][0]["value"]) < pod["terminationGracePeriodSeconds"]
+
+
+def test_slurm_requeues_a_run_that_was_warned(tmp_path):
+    "SIGUSR1 to the batch script reaches the run, which saves, and the job is queued again; one that ends by itself is not."
+    warned = launch(tmp_path, "slurm.sbatch", RUNNING="yes")
+    assert warned.stdout.readline().startswith("heard: ")
+    time.sleep(0.2)
+    warned.send_signal(signal.SIGUSR1)
+    printed, _ = warned.communicate(timeout=30)
+    assert "the run saves" in printed and printed.splitlines()[-1] == "scontrol requeue 7" and warned.returncode == 0
+    for status in (0, 2):
+        ended = launch(tmp_path, "slurm.sbatch", STATUS=str(status))
+        assert "requeue" not in ended.communicate(timeout=30)[0] and ended.returncode == status
+
+
+@pytest.mark.slow
+def test_torchrun_passes_the_warning_on(tmp_path):
+    "SIGUSR1 to torchrun alone, by the flag that slurm.sbatch has: both ranks save."
+    (flag,) = re.findall(r"--signals-to-handle (\S+)", (LAUNCH / "slurm.sbatch").read_text())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--signals-to-handle", flag]
+    line = [*launcher, "-m", "farmer", "train", "digits", "--folder", str(tmp_path), "--steps", "100000", "--device", "cpu", *SMALL_RUN]
+    job = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while job.poll() is None and not (tmp_path / "log.jsonl").exists():
+        time.sleep(0.1)
+    job.send_signal(signal.SIGUSR1)
+    printed, _ = job.communicate(timeout=120)
+    assert "SIGUSR1: saved at step" in printed and len(checkpoints(tmp_path)) == 1
 
 
 # --- A fuzzer of command lines

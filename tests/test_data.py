@@ -1,7 +1,9 @@
 "Pixels and levels, digits and photographs: the promises a lesson cannot check, such as other processes and missing files."
 import hashlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,6 +175,12 @@ def test_a_photograph_that_another_version_lacks(name, package, monkeypatch):
     monkeypatch.setitem(data._PHOTO_FILES, name, data._PHOTO_FILES[name].replace(".jpg", ".jpeg"))
     version = data.importlib.metadata.version(package)
     complaint(FileNotFoundError, lambda: load_dataset("photos"), repr(name), f"{package} {version} has no file", f"pip install {package}==")
+
+
+def test_the_lesson_names_the_source_and_terms_of_every_photograph():
+    text = (Path(__file__).parent.parent / "nbs" / "00_data.ipynb").read_text("utf-8")
+    for name in load_dataset("photos").class_names:
+        assert re.search(rf"\| {name} \| [^|]{{5,}} \| [^|]{{2,}} \|", text), name
 
 
 def test_photos_import_no_package():

@@ -12,8 +12,8 @@ from farmer.checkpoints import checkpoints
 from farmer.inversion import Student
 from farmer.model import Farmer
 from farmer.patches import dequantize
-from farmer.presets import DISTILLATION
 from farmer.objectives import Distillation
+from farmer.presets import DISTILLATION, PRESETS, distillation_of
 from farmer.training import Trainer, read_log
 
 SHORT = replace(DISTILLATION, steps=12, batch_size=8, warmup_steps=2, evaluate_every=6, save_every=5, evaluation_images=20)
@@ -23,8 +23,8 @@ def teacher(seed: int = 0) -> Farmer:
     return small(seed, **{name: getattr(stripes_config(), name) for name in ("num_classes", "dropout")})
 
 
-def make(folder, settings=SHORT, seed: int = 0, dataset=None) -> Trainer:
-    return Trainer(Distillation(teacher(seed)), dataset or stripes(), stripes(seed=1), settings, folder, device="cpu")
+def make(folder, settings=SHORT, seed: int = 0, dataset=None, student: str = "causal") -> Trainer:
+    return Trainer(Distillation(teacher(seed), student), dataset or stripes(), stripes(seed=1), settings, folder, device="cpu")
 
 
 def test_distillation_improves_and_leaves_the_teacher_alone(tmp_path):
@@ -42,13 +42,13 @@ def test_distillation_improves_and_leaves_the_teacher_alone(tmp_path):
     assert error < 2 * evaluations[-1]["held_out_average"]
 
 
-@pytest.mark.parametrize("stop", [1, 5, 7])
-def test_distillation_resumes_bit_identically(tmp_path, stop):
-    whole = make(tmp_path / "whole")
+@pytest.mark.parametrize("student, stop", [("causal", 1), ("causal", 5), ("causal", 7), ("paper", 6)])
+def test_distillation_resumes_bit_identically(tmp_path, student, stop):
+    whole = make(tmp_path / "whole", student=student)
     whole.fit()
-    make(tmp_path / "parts").fit(last_step=stop)
+    make(tmp_path / "parts", student=student).fit(last_step=stop)
     torch.rand(100)
-    resumed = make(tmp_path / "parts")
+    resumed = make(tmp_path / "parts", student=student)
     assert resumed.step == stop
     resumed.fit()
     for name, tensor in whole.ema.state_dict().items():
@@ -60,6 +60,27 @@ def test_checkpoints_of_another_teacher_or_data_are_refused(tmp_path):
     complaint(ValueError, lambda: make(tmp_path, seed=1), "another run", "teacher", "the same data and model")
     complaint(ValueError, lambda: make(tmp_path, dataset=stripes(seed=5)), "another run")
     complaint(ValueError, lambda: make(tmp_path, replace(SHORT, learning_rate=1e-3)), "learning_rate")
+    complaint(ValueError, lambda: make(tmp_path, student="paper"), "another run", "the paper's student")
+
+
+def test_the_papers_student_is_distilled(tmp_path):
+    distiller = make(tmp_path, replace(SHORT, steps=150, evaluate_every=150), student="paper")
+    assert distiller.model.both_ways and distiller.ema.both_ways
+    start = distiller.evaluate()["held_out_average"]
+    distiller.fit()
+    *_, step, evaluation = read_log(tmp_path)
+    assert evaluation["held_out_average"] < 0.7 * start and evaluation["residual"] > 0
+    assert step["loss"] > 1.1 * evaluation["held_out_average"]  # its loss is of latents with noise, and of all blocks
+    complaint(ValueError, lambda: Distillation(teacher(), "ours"), "causal or paper", "'ours'")
+
+
+def test_settings_of_a_student_are_those_of_its_models_preset():
+    for name, preset in PRESETS.items():
+        mine = distillation_of(replace(preset.model, num_classes=7, prior_layers=1, levels=9))  # of no matter for a student
+        assert mine == preset.distillation, name
+    paper = PRESETS["imagenet256-1.9b-p8"]
+    assert paper.distillation == replace(paper.training, steps=75_000) and round(75_000 * 1024 / 1_281_167) == 60
+    assert PRESETS["digits"].distillation == PRESETS["photos"].distillation == distillation_of(teacher().config) == DISTILLATION
 
 
 def test_a_distillation_that_diverges_stops(tmp_path):

@@ -258,6 +258,14 @@ def test_compiled_transformers_compute_the_same(tmp_path, alone, ranks):
     assert difference(torch.load(tmp_path / "result")["losses"], alone["losses"]) < 1e-4
 
 
+@pytest.mark.slow
+def test_everything_that_saves_time_or_memory_at_once(tmp_path, alone):
+    "As a large model is trained: compiled, in bfloat16, weights shared by two ranks, activations computed again, a batch in parts."
+    every = ExecutionConfig(accumulation=2, shard=2, bfloat16=True, compile=True, checkpoint_activations=True)
+    run(tmp_path, 2, losses, tmp_path / "run", every, tmp_path / "result")
+    assert 0 < difference(torch.load(tmp_path / "result")["losses"], alone["losses"]) < 0.02  # bfloat16's rounding
+
+
 def test_operations_are_counted():
     "Of products: two for every weight of a linear layer and every token it reads; of attention: two products of N x N by the width."
     model = Farmer(STILL)

@@ -180,6 +180,13 @@ def see(images: torch.Tensor) -> Features:
     return Features(pixels[:, 24:32] + 0.1 * pixels[:, :8].cos(), pixels[:, :10])
 
 
+def drawn_at_once(*arguments) -> tuple[torch.Tensor, torch.Tensor, int]:
+    "Images, labels, and images that were not finite, of `draw_samples`."
+    readers, count = draw_samples(*arguments)
+    images, labels, _ = (torch.cat(column) for column in zip(*(read() for read in readers)))
+    return images, labels, count
+
+
 @pytest.fixture
 def arguments():
     return Farmer.from_pretrained("digits"), "digits", "digits", load_dataset("digits"), load_dataset("digits", "test")
@@ -298,7 +305,7 @@ def test_images_that_are_not_finite_are_counted(arguments, tmp_path, monkeypatch
 
     monkeypatch.setattr(model, "sample", broken)
     assert evaluate(*arguments, SMALL, tmp_path, see)["samples"]["not finite"] == 8
-    images, labels, count = draw_samples(model, SMALL, tmp_path / "more", 17, "x")
+    images, labels, count = drawn_at_once(model, SMALL, tmp_path / "more", 17, "x")
     assert count == 8 and (images[1] == 0).all() and images.max() <= 16 and torch.equal(labels, torch.arange(150) % 10)
 
 
@@ -352,7 +359,7 @@ def test_samples_come_by_the_way_back_that_is_named(arguments, tmp_path, solver)
     exact, other = (evaluate(*arguments, replace(SMALL, solver=name), tmp_path / name, see) for name in ("exact", solver))
     assert (exact["samples"] == other["samples"]) == (solver == "jacobi")  # which differs by less than a level
     assert other["manifest"]["settings"]["solver"] == solver and (other["manifest"]["student sha256"] is None) == (solver == "jacobi")
-    images, labels, _ = draw_samples(arguments[0], replace(SMALL, solver=solver), tmp_path / "again", 17, "x", inverse_by_name(solver, "digits"))
+    images, labels, _ = drawn_at_once(arguments[0], replace(SMALL, solver=solver), tmp_path / "again", 17, "x", inverse_by_name(solver, "digits"))
     with np.load(tmp_path / solver / "samples.npz") as file:
         assert np.array_equal(file["arr_0"][..., 0], (images[:, 0] * (255 / 16)).round()) and np.array_equal(file["arr_1"], labels)
 
@@ -363,13 +370,17 @@ def test_too_few_samples_are_refused_before_any_is_drawn(arguments, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+FEW = lambda config: 50  # images at once, as of a larger model
 PROCESS = """
 import json, sys
 from datetime import timedelta
 import torch.distributed as distributed
+import farmer.evaluation
 from farmer import Farmer, load_dataset
 from farmer.evaluation import evaluate
-from test_evaluation import SMALL, see
+from test_evaluation import FEW, SMALL, see
+
+farmer.evaluation.images_at_once = FEW
 
 rank, ranks, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
@@ -379,7 +390,9 @@ distributed.destroy_process_group()
 """
 
 
-def test_two_processes_end_with_the_figures_of_one(arguments, tmp_path):
+def test_two_processes_end_with_the_figures_of_one(arguments, tmp_path, monkeypatch):
+    "Both take turns with samples, densities and features."
+    monkeypatch.setattr("farmer.evaluation.images_at_once", FEW)
     whole = evaluate(*arguments, SMALL, tmp_path / "whole", see)
     processes = [subprocess.Popen([sys.executable, "-c", PROCESS, str(rank), "2", str(tmp_path)], cwd=Path(__file__).parent, stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE, text=True) for rank in range(2)]  # fmt: skip
@@ -390,6 +403,38 @@ def test_two_processes_end_with_the_figures_of_one(arguments, tmp_path):
     for index in range(4):
         first, second = (np.load(tmp_path / place / "samples" / f"{index:05d}.npz") for place in ("whole", "out"))
         assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_a_large_model_meets_few_images_at_once(arguments, tmp_path, monkeypatch, capsys):
+    "As many as memory allows, whatever is done with them; the likelihood hardly depends on it, and not on the chunk of the samples."
+    seen, config = [], replace(SMALL, samples=100, chunk=None, noise=0.1)
+    for name in ("log_prob", "decode"):
+        plain = getattr(Farmer, name)
+        first = lambda images: len(getattr(images, "informative", images))
+        monkeypatch.setattr(Farmer, name, lambda model, images, *rest, plain=plain, **options: seen.append(first(images)) or plain(model, images, *rest, **options))
+    monkeypatch.setattr("farmer.evaluation.train_classifier", lambda data, **options: train_classifier(data, 5, **options))
+    whole = evaluate(*arguments, config, tmp_path / "whole")
+    assert max(seen) == 360 and whole["manifest"]["settings"]["chunk"] == 500 and len(list((tmp_path / "whole/samples").iterdir())) == 1
+    seen.clear()
+    monkeypatch.setattr("farmer.evaluation.images_at_once", FEW)
+    parts = evaluate(*arguments, config, tmp_path / "parts")
+    assert max(seen) == 50 and parts["manifest"]["settings"]["chunk"] == 50 and len(list((tmp_path / "parts/samples").iterdir())) == 2
+    for section, name, error in (("likelihood of held-out images", "bits/dim given the label", 0.01), ("density of noised held-out images", "nats/dim", 0.02)):
+        assert abs(parts[section][name] - whole[section][name]) < error and parts[section]["images"] == 360
+    bars = capsys.readouterr().err
+    assert all(f"{what}: 100%" in bars for what in ("samples", "classifier", "likelihood", "features of samples", "of training images", "of held-out images"))
+
+
+def test_the_classifier_shrinks_large_images():
+    "So that its work and its memory depend on their number alone; small ones it sees as they are."
+    generator = seeded()
+    values = torch.randint(256, (40, 3, 96, 160), dtype=torch.uint8, generator=generator)
+    network = train_classifier(ArrayDataset(values, torch.arange(40) % 4, 256, "abcd"), steps=2)
+    sizes = []
+    network.body[0].register_forward_hook(lambda layer, inputs, output: sizes.append(tuple(inputs[0].shape[2:])))
+    large = values[:3].float() / 127.5 - 1
+    assert extract(network, large).pooled.shape == (3, 64) and extract(network, large[..., :48, :64]).logits.shape == (3, 4)
+    assert sizes == [(38, 64), (48, 64)]
 
 
 # --- The field's conventions

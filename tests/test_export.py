@@ -178,6 +178,8 @@ def test_refusals(tmp_path):
         export_model(model, tmp_path / "none", student=Student(other.flow))
     with pytest.raises(ValueError, match="only models with an autoregressive flow"):
         export_model(Farmer(FarmerConfig(**SMALL, flow="coupling")), tmp_path / "none")
+    with pytest.raises(ValueError, match="looks both ways"):
+        export_model(model, tmp_path / "none", student=Student(model.flow, both_ways=True))
     assert not (tmp_path / "none").exists()
     with pytest.raises(FileNotFoundError, match="no model"):
         export_pretrained("nobody", tmp_path)

@@ -137,6 +137,33 @@ def test_a_scaled_first_token_has_constants():
         assert torch.all(constant == constant[0]) and constant.abs().max() > 0.01
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_inverse_of_a_block_is_causal(reverse):
+    "A token of x depends on the token of z at its own place and on those read before it; hence a causal student misses nothing."
+    torch.manual_seed(0)
+    block = randomize(AutoregressiveBlock(5, 2, **SIZE, reverse=reverse), deviation=1.0).double()
+    z = normal(1, 5, 2, dtype=torch.float64).expand(5, -1, -1)
+    moved = block.inverse(z + torch.eye(5, dtype=torch.float64).unsqueeze(2)) - block.inverse(z)  # one token of z each
+    depends = (moved.abs() > 1e-9).all(2)  # (z, x)
+    assert torch.equal(depends, torch.ones(5, 5).tril().bool() if reverse else torch.ones(5, 5).triu().bool())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_block_of_two_tokens_by_hand(reverse):
+    "mu = 1/2 and exp(alpha) = 2 of the first token read; mu = 2 x and exp(alpha) = 2^x of the other, x being the first."
+    block = AutoregressiveBlock(2, 1, width=8, layers=1, heads=1, reverse=reverse)
+
+    def predict(x):
+        first = block.turn(x)[:, :1]
+        shift, exponent = torch.cat([torch.full_like(first, 0.5), 2 * first], 1), torch.cat([torch.ones_like(first), first], 1)
+        return block.turn(shift), block.turn(exponent) * torch.log(torch.tensor(2.0))
+
+    block.predict = predict
+    z, log_scale = block(block.turn(torch.tensor([[[1.0], [2.5]]])))
+    assert_close(z, torch.ones(1, 2, 1))
+    assert_close(log_scale.sum(), torch.log(torch.tensor(4.0)))
+
+
 def plainly(step, restart, times):
     "Run the step that a GPU would record, after one for warming up, as a recording does."
     step()

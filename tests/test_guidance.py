@@ -59,6 +59,19 @@ def test_temperatures_act_where_they_should():
         assert_close(log_weight, 1.1 * power * (reference[0] - reference[1]), rtol=0, atol=1e-10)
 
 
+def test_both_directions_of_the_weight_temperatures():
+    "Temperature 0.2: sharpen takes the fifth power of the component weights, flatten the fifth root; nothing else differs."
+    own, other, values = mixture(2, 3, 2), mixture(2, 3, 2, seed=1), torch.randn(4, 2, 2, generator=seeded(), dtype=torch.float64)
+    for direction, power in (("sharpen", 5.0), ("flatten", 0.2)):
+        way = ResamplingGuidance(1.0, proposal_weight_temperature=0.2, weighing_weight_temperature=0.2, temperature_direction=direction)
+        by_hand = [GaussianMixture(power * part.logits, part.component_mean, part.component_log_scale) for part in (own, other)]
+        assert_close(way.proposal(own).logits.softmax(-1), own.logits.softmax(-1) ** power / (own.logits.softmax(-1) ** power).sum(-1, keepdim=True))
+        assert_close(way.log_weights(own, other, values, values)[0], by_hand[0].log_prob(values) - by_hand[1].log_prob(values))
+    sharpened, flattened = (ResamplingGuidance(1.0, weighing_weight_temperature=0.2, temperature_direction=each) for each in ("sharpen", "flatten"))
+    assert not torch.allclose(sharpened.log_weights(own, other, values, values)[0], flattened.log_weights(own, other, values, values)[0])
+    assert ResamplingGuidance(1.0, weighing_weight_temperature=0.2) == sharpened  # the default
+
+
 def test_tokens_choose_from_a_pool_of_candidates_and_only_from_good_ones():
     own, other = gaussian(-5, 0.1, 2)[:, None], gaussian(5, 0.1, 2)[:, None]  # batch shape (2, 1): shared by the tokens
     values, size = ResamplingGuidance(1.0, redundant_candidates=3).draw_redundant(own, other, 50, seeded())
@@ -106,7 +119,7 @@ def test_equal_mixtures_make_the_scale_irrelevant(way, scale):
         (VariationalGuidance(2.0), 0.03),
         (ResamplingGuidance(2.0, 200, 200), 0.05),
         (PosteriorGuidance(2.0, 200), 0.05),
-        (RejectionGuidance(2.0), 0.03),
+        (RejectionGuidance(2.0, attempts=200), 0.03),
     ],
 )
 def test_a_single_gaussian_is_guided_as_the_formula_says(way, error):
@@ -129,6 +142,28 @@ def test_rejection_falls_back_and_says_so():
     own, other = gaussian(0, 1, 2000), gaussian(0, 0.8, 2000)  # improper at w = 4
     drawn = RejectionGuidance(4.0, attempts=1).draw(own, other, constant(0.0, 2000), seeded())
     assert drawn.fallback.double().mean() > 0.5 and drawn.value.isfinite().all()
+
+
+def test_rejection_leans_as_the_published_code_does():
+    """p_c = N(1, 0.3), p_u = N(0, 0.3), w = 2: p' = N(3, 0.3), while the accepted density is the lower of two curves.
+
+    The proposal N(1, 0.6) and p', both over their largest value: the bound comes from the grid and from the proposal's peak.
+    """
+    drawn = RejectionGuidance(2.0).draw(gaussian(1, 0.3, 5000), gaussian(0, 0.3, 5000), constant(0.0, 5000), seeded())
+    line = torch.linspace(-5, 10, 15_001, dtype=torch.float64)
+    density = torch.minimum(-0.5 * ((line - 1) / 0.6).square(), -0.5 * ((line - 3) / 0.3).square()).softmax(0)
+    mean = (density * line).sum()
+    std = (density * (line - mean).square()).sum().sqrt()
+    assert abs(mean - 2.44) < 0.005 and abs(drawn.value.mean() - mean) < 0.015 and abs(drawn.value.std() - std) < 0.015
+    assert drawn.fallback.double().mean() < 0.001 and drawn.effective_sample_size.eq(1).all()
+
+
+def test_rejection_tempers_the_deviations_of_both_mixtures():
+    tempered = RejectionGuidance(2.0, scale_temperature=0.9)
+    own, other = mixture(300, 4, 3), mixture(300, 4, 3, seed=1)
+    hot = [GaussianMixture(part.logits, part.component_mean, part.component_log_scale + math.log(0.9)) for part in (own, other)]
+    expected = RejectionGuidance(2.0).draw(*hot, constant(0.0, 300), seeded())
+    assert_close(tempered.draw(own, other, constant(0.0, 300), seeded()).value, expected.value)
 
 
 def test_the_fitted_proposal_is_exact_for_equal_mixtures_and_for_single_gaussians():
@@ -190,6 +225,19 @@ def test_scale_0_is_no_guidance_and_a_number_is_the_default_way():
     double = model.double().sample_latents(labels, guidance=np.float64(2)).report
     assert double.log_posterior.dtype == torch.float64 and not double.log_posterior.is_inference()
     assert torch.equal(model.sample(labels, guidance=1.5, generator=seeded()), model.sample(labels, guidance=PosteriorGuidance(1.5), generator=seeded()))
+
+
+def test_scale_0_keeps_the_temperatures_of_the_proposal():
+    "With deviations of nearly 0 every token, informative and redundant, is the mean of a component of its conditional mixture."
+    model, labels = small().double(), torch.tensor([0, 1, 2, 0, 1])
+    for way in (ResamplingGuidance(0.0, proposal_scale_temperature=1e-9, weighing_scale_temperature=0.5), RejectionGuidance(0.0, scale_temperature=1e-9)):
+        latents = model.sample_latents(labels, guidance=way, generator=seeded())
+        for values, mixture in zip((latents.informative, latents.redundant), model.prior.mixtures(latents.informative, labels)):
+            off = (mixture.component_mean - values.unsqueeze(2)).abs().amax(-1).amin(-1)
+            assert off.max() < 1e-6
+        plain = model.sample_latents(labels, generator=seeded()).informative
+        assert not torch.allclose(latents.informative, plain)
+        assert latents.report.effective_sample_size.eq(1).all() and latents.report.pool_effective_sample_size is None
 
 
 @pytest.mark.parametrize("flow_blocks", [1, 2])  # the prior reads backwards, forwards

@@ -9,7 +9,7 @@ from helpers import LABELS, clean_images, complaint, make_flow, normal, seeded, 
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from farmer.inversion import Jacobi, Student, certify, guessed_inverse, invert_block, jacobi_inverse, student_loss
+from farmer.inversion import Jacobi, Student, certify, guessed_inverse, invert_block, jacobi_inverse, paper_student_loss, student_loss
 from farmer.model import Farmer
 
 # --- Jacobi
@@ -122,6 +122,67 @@ def test_the_loss_is_zero_for_the_perfect_inverse_and_teaches_a_student():
         optimizer.step()
     assert student_loss(student, flow, x).mean() < 0.5 * start.mean()
     assert all(parameter.grad is None for parameter in flow.parameters())
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_which_tokens_a_student_reads(both_ways):
+    "By autograd, of a single block: token n from z up to n, or from all of z."
+    student, z = Student(make_flow(1, spread=1.0), both_ways).double(), normal(1, 6, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(student, z)[0, :, :, 0].abs().amax((1, 3))  # (tokens of x, tokens of z)
+    later = torch.ones(6, 6).triu(1).bool()
+    assert (jacobian.diagonal() > 0).all() and (jacobian[~later] > 0).all()
+    assert (jacobian[later] > 0).any() == both_ways
+
+
+def test_a_student_that_looks_both_ways_is_a_copy_without_the_mask():
+    flow = make_flow(2, dropout=0.5)
+    student, causal = Student(flow, both_ways=True).train(), Student(flow)
+    assert not any(layer.causal or layer.dropout for block in student.blocks for layer in block.transformer.layers)
+    assert all(layer.causal for block in (*flow.blocks, *causal.blocks) for layer in block.transformer.layers)  # the flow is as it was
+    assert all(torch.equal(tensor, flow.blocks.state_dict()[name]) for name, tensor in student.blocks.state_dict().items())
+    complaint(ValueError, lambda: student.transform(normal(1, 6, 4)), "no density", "use a causal one")
+    z = normal(3, 6, 4)
+    with torch.no_grad():
+        assert student.bind(flow) is student and not torch.allclose(student(z), causal(z), atol=1e-3)
+        for each in (student, causal):
+            made = each(z, every_block=True)
+            assert len(made) == 2 and torch.equal(made[1], each(z)) and torch.equal(made[0], guessed_inverse(each.blocks[1], z, z)[0])
+
+
+def test_the_papers_loss_is_its_formula():
+    flow, x = make_flow(3).double(), 0.5 * normal(5, 6, 4, dtype=torch.float64)
+    with torch.no_grad():
+        states = [x]  # Z_0 .. Z_n
+        for block in flow.blocks:
+            states.append(block(states[-1])[0])
+    undo = lambda z, every_block: [z := block.inverse(z) for block in reversed(flow.blocks)]
+    assert paper_student_loss(undo, flow, x, largest_noise=0.0).max() < 1e-20
+    student = Student(flow, both_ways=True)
+    torch.manual_seed(3)
+    found = paper_student_loss(student, flow, x)
+    torch.manual_seed(3)
+    deviation = 0.3 * torch.rand(5, 1, 1)
+    z = states[3] + deviation * torch.randn_like(x)
+    assert deviation.min() > 0 and deviation.max() < 0.3 and len(deviation.unique()) == 5  # another for each image
+    errors = []
+    for number in (2, 1, 0):  # fed with its own outputs
+        z = guessed_inverse(student.blocks[number], z, z)[0]
+        errors.append((z - states[number]).square().mean((1, 2)))
+    assert_close(found, sum(errors) / 3)
+    found.sum().backward()
+    assert all(parameter.grad is None for parameter in flow.parameters()) and student.blocks[2].start.grad.abs().max() > 0
+
+
+def test_the_papers_loss_teaches_a_student():
+    flow, x = make_flow(2), 0.5 * normal(64, 6, 4)
+    student = Student(flow, both_ways=True)
+    start = student_loss(student, flow, x).mean()
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        paper_student_loss(student, flow, x, largest_noise=0.05).mean().backward()
+        optimizer.step()
+    assert student_loss(student, flow, x).mean() < 0.5 * start
 
 
 # --- Ways back of a model

@@ -112,6 +112,13 @@ def test_a_temperature_changes_its_own_parameter_only():
     assert torch.equal(changed.logits, mixture.logits) and torch.equal(changed.component_mean, mixture.component_mean)
 
 
+def test_a_weight_temperature_below_1_sharpens_and_its_inverse_flattens():
+    "Weights 3/4 and 1/4: divided logits square them at 1/2, multiplied logits, the other reading, take their roots."
+    halves = GaussianMixture(torch.tensor([0.75, 0.25]).log(), torch.zeros(2, 1), torch.zeros(2, 1))
+    assert_close(halves.tempered(0.5).logits.softmax(-1), torch.tensor([0.9, 0.1]))
+    assert_close(halves.tempered(1 / 0.5).logits.softmax(-1), torch.tensor([0.75, 0.25]).sqrt() / torch.tensor([0.75, 0.25]).sqrt().sum())
+
+
 def test_limits_of_the_temperatures():
     mixture, generator = random_mixture(), seeded(0)
     cold = mixture.tempered(weight_temperature=1e-3)

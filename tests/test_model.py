@@ -304,3 +304,82 @@ def test_whole_numbers_are_whole_and_of_64_bits(wrong):
 ])  # fmt: skip
 def test_models_that_nobody_could_build_are_refused_at_once(changes):
     complaint(ValueError, lambda: FarmerConfig(**changes), "1000")
+
+
+# --- Manners
+
+
+@pytest.mark.parametrize("changes", [{}, dict(prior="standard-normal")])
+def test_a_seed_is_a_generator_made_for_the_call(changes):
+    model, images = small(**changes), clean_images()
+    state = torch.get_rng_state()
+    assert torch.equal(model.sample(LABELS, seed=3), model.sample(LABELS, generator=seeded(3)))
+    assert torch.equal(model.sample_latents(LABELS, seed=3).informative, model.sample_latents(LABELS, generator=seeded(3)).informative)
+    assert torch.equal(model.bits_per_dim(images, seed=3, draws=2), model.bits_per_dim(images, generator=seeded(3), draws=2))
+    assert not torch.equal(model.sample(LABELS, seed=3), model.sample(LABELS, seed=4))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(seed=0, generator=seeded()), ["seed", "generator", "not both"]), (dict(seed=-1), ["seed", "-1"]), (dict(seed=0.5), ["seed", "0.5"]), (dict(seed=True), ["seed"]),
+    (dict(generator=3), ["generator", "int", "seed="]), (dict(generator=np.random.default_rng(0)), ["torch.Generator", "Generator"]),
+])  # fmt: skip
+def test_wrong_chance_is_refused_in_one_line(options, words):
+    model = small()
+    for call in (lambda: model.sample([0], **options), lambda: model.sample_latents([0], **options), lambda: model.bits_per_dim(clean_images(), **options)):
+        complaint(ValueError, call, *words)
+
+
+def test_a_generator_of_another_gpu_is_refused():
+    class OnSecond(torch.Generator):
+        device = torch.device("cuda:1")
+
+    complaint(ValueError, lambda: check_generator(OnSecond(), torch.device("cuda:0")), "generator is on cuda:1", "cuda:0")
+    assert check_generator(OnSecond(), torch.device("cuda:1")).device.index == 1
+
+
+@pytest.mark.parametrize("alone", [2, torch.tensor(2), np.int64(2)])
+def test_a_lone_number_is_neither_a_class_nor_a_count(alone):
+    complaint(ValueError, lambda: small().sample(alone), "class 2 is [2]", "[model.null_class] * 2")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "meta:x", 3.5, None])
+def test_a_device_that_is_not_there_is_refused(device):
+    complaint(ValueError, lambda: Farmer.from_pretrained("digits", device=device), str(device), "cpu")
+
+
+def test_where_and_how_a_model_computes():
+    model = Farmer.from_pretrained("digits", device="meta")
+    assert model.device.type == "meta" and all(weight.device.type == "meta" for weight in model.parameters())
+    assert small().dtype == torch.float32 and small().double().dtype == torch.float64
+
+
+class _Method(torch.nn.Module):
+    "A method of a model as the `forward` that torch.export follows."
+
+    def __init__(self, model: Farmer, name: str):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, *inputs):
+        found = getattr(self.model, self.name)(*inputs)
+        return found if isinstance(found, torch.Tensor) else (found.informative, found.redundant, found.logdet)
+
+
+@pytest.mark.parametrize("what", ["encode", "student", "prior", "log_prob"])
+def test_torch_export_keeps_the_batch_free(what):
+    "Exported with three images, run with two and with seven."
+    model = small(dropout=0.1).eval()
+    images, labels, z = clean_images(7), torch.arange(7) % 4, torch.randn(7, 4, 4, generator=seeded())
+    module, inputs = {
+        "encode": (_Method(model, "encode"), (images,)), "log_prob": (_Method(model, "log_prob"), (images, labels.clamp(max=2))),
+        "student": (Student(model.flow).eval(), (z,)), "prior": (model.prior, (z, labels)),
+    }[what]  # fmt: skip
+    batch = torch.export.Dim("batch", min=1)
+    free = tuple({0: batch} for _ in inputs)
+    free = (free,) if isinstance(module, _Method) else free  # for *inputs
+    program = torch.export.export(module, tuple(each[:3] for each in inputs), dynamic_shapes=free)
+    for count in (2, 7):
+        some = [each[:count] for each in inputs]
+        with torch.no_grad():
+            assert_close(program.module()(*some), module(*some))

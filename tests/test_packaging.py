@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import farmer.patches
-from farmer import Farmer, FarmerConfig, Student, certify, load_dataset
+from farmer import Farmer, FarmerConfig, Student, certify, load_dataset, to_pil, to_uint8
 from farmer.guidance import PosteriorGuidance
 from farmer.inversion import Jacobi
 
@@ -36,7 +36,11 @@ images, labels = data.batch(range(16))
 log_prob: Tensor = model.log_prob(images, labels)
 bits: Tensor = model.bits_per_dim(images, labels, generator=torch.Generator().manual_seed(0))
 samples: Tensor = model.sample(torch.arange(10), guidance=2.0)
-others: Tensor = model.sample([3, 1], guidance=PosteriorGuidance(1.0))
+others: Tensor = model.sample([3, 1], guidance=PosteriorGuidance(1.0), seed=0)
+to_pil(others)[0].save("three.png")
+sides: tuple[int, ...] = to_uint8(others).shape
+device: str = Farmer.from_pretrained("digits", device="cpu", revision=None, token=None).device.type
+precise: bool = model.dtype.is_floating_point
 latents = model.encode(images)
 exact: Tensor = model.decode(latents)
 student: Student = Student.from_pretrained("digits")
@@ -115,7 +119,7 @@ def test_mypy_accepts_a_users_script_with_the_types_of_torch(tmp_path):
 def test_help_describes_parameters():
     "What the source says beside a parameter; `sample` points to the methods whose arguments it has."
     words = inspect.getdoc(farmer.Farmer.sample)
-    for name in ("labels", "guidance", "inverse", "generator"):
+    for name in ("labels", "guidance", "inverse", "generator", "seed"):
         assert re.search(rf"^ *{name}: \S.{{9}}", words, re.M), words
     assert "split: " in farmer.load_dataset.__doc__
     assert farmer.Farmer.sample.__doc__ == farmer.Farmer.sample.__doc__ and words.count("Parameters:") == 1

@@ -1,9 +1,11 @@
 "Grids of images: every pixel in its place, on the screen and in a file."
+import numpy as np
 import pytest
 import torch
 from helpers import complaint, read_image
 
-from farmer.plots import save_images, show_images
+import farmer
+from farmer.plots import save_images, show_images, to_pil, to_uint8
 
 
 @pytest.fixture
@@ -50,3 +52,16 @@ def test_save_images(tmp_path):
     torch.testing.assert_close(page[:, 1:5, 7:12] / 127.5 - 1, images[1].expand(3, -1, -1), atol=1e-6, rtol=0)
     complaint(ValueError, lambda: save_images(images, tmp_path / "grid.txt", 2), "grid.txt", ".png")
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (3, "RGB")])
+def test_images_leave_as_eight_bits_and_as_pictures(channels, mode):
+    levels = torch.arange(256).repeat(channels).view(1, channels, 16, 16)
+    images = torch.cat([levels / 127.5 - 1, torch.full((1, channels, 16, 16), 1.7), torch.full((1, channels, 16, 16), -9.0)])
+    values, pictures = to_uint8(images.requires_grad_()), to_pil(images)
+    assert values.dtype == "uint8" and values.shape == (3, 16, 16, channels)
+    assert (values[0] == levels[0].permute(1, 2, 0).numpy()).all() and (values[1] == 255).all() and (values[2] == 0).all()
+    assert [picture.mode for picture in pictures] == [mode] * 3 and pictures[0].size == (16, 16)
+    assert (np.array(pictures[0]).reshape(256, -1)[:, 0] == range(256)).all()
+    complaint(ValueError, lambda: to_pil(images[0]), (channels, 16, 16))
+    assert farmer.to_pil is to_pil and farmer.to_uint8 is to_uint8 and farmer.show_images is show_images

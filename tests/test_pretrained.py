@@ -22,7 +22,7 @@ from farmer.files import replace_files
 from farmer.inversion import Student, certify
 from farmer.model import Farmer
 from farmer.patches import dequantize
-from farmer.pretrained import embedded_models, model_card, read_source, save_source, weights_note
+from farmer.pretrained import embedded_models, load_student, model_card, read_source, save_source, weights_note
 
 # --- Files
 
@@ -462,6 +462,22 @@ def test_a_student_survives_saving_in_any_precision(tmp_path, dtype):
     assert next(Student.from_pretrained(tmp_path).parameters()).dtype == torch.promote_types(dtype, torch.float32)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_a_student_keeps_which_ways_it_looks(tmp_path, half):
+    model = small().eval()
+    model.save_pretrained(tmp_path)
+    z = model.flow(model.tokens_of(clean_images()))[0]
+    made = {}
+    for both_ways in (False, True):
+        student = Student(model.flow, both_ways=both_ways).eval()
+        student.save_pretrained(tmp_path, half)
+        loaded = Student.from_pretrained(tmp_path)
+        made[both_ways] = loaded(z)
+        assert loaded.both_ways == both_ways
+        assert_close(made[both_ways], student(z), rtol=0, atol=1e-2 if half else 0)
+    assert (made[True] - made[False]).abs().max() > 0.02
+
+
 def test_students_of_other_models_are_refused(tmp_path):
     for name, options in (("own", {}), ("other", {"seed": 1}), ("deeper", {"flow_blocks": 3})):
         model = small(**options)
@@ -522,6 +538,38 @@ def test_a_model_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch):
     with torch.no_grad():
         assert torch.equal(Farmer.from_pretrained("someone/digits-1.0").log_prob(clean_images()), model.log_prob(clean_images()))
     assert Student.from_pretrained("someone/digits-1.0").bind(model.flow)
+
+
+def test_a_model_goes_up_with_the_note_of_its_run_and_its_licence(tmp_path, monkeypatch):
+    "The path of the data, which names a person, stays at home."
+    stored, asked = tmp_path / "stored", []
+
+    def snapshot_download(repo_id, allow_patterns, **options):
+        asked.append(options)
+        return str(stored)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo_id, private, exist_ok: repo_id)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, repo_id, folder_path, commit_message: shutil.copytree(folder_path, stored))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    model, run = small().eval(), tmp_path / "run"
+    run.mkdir()
+    complaint(FileNotFoundError, lambda: model.push_to_hub("someone/cats", run=run), "run.json")
+    assert not stored.exists()
+    save_source(run, str(tmp_path / "cats"), {"training": {"steps": 3}})
+    model.push_to_hub("someone/cats", student=Student(model.flow), run=run, license="cc-by-4.0")
+    card, note = (stored / "README.md").read_text(), json.loads((stored / "run.json").read_text())
+    assert "\nlicense: cc-by-4.0\n" in card.partition("# A FARMER")[0] and 'pip install "farmer-pixels[hub]"' in card
+    assert "Licence of these weights: cc-by-4.0" in card and 'Farmer.from_pretrained("someone/cats")' in card
+    assert note["training"] == {"steps": 3} and note["data"] == "cats" == read_source("someone/cats") and str(tmp_path) not in (stored / "run.json").read_text()
+    Farmer.from_pretrained("someone/cats", revision="v2", token="secret")
+    Student.from_pretrained("someone/cats")
+    load_student("someone/cats", revision="v2")
+    assert asked[-3:] == [{"revision": "v2", "token": "secret"}, {}, {"revision": "v2"}]
+
+
+def test_a_revision_belongs_to_the_hub(folder):
+    for name in ("digits", folder):
+        complaint(ValueError, lambda: Farmer.from_pretrained(name, revision="v2"), name, "v2", "owner/name")
 
 
 @pytest.mark.parametrize("name", ["someone/nothing", "runs/typo"])

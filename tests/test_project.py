@@ -98,7 +98,7 @@ def tree_of(path: Path) -> ast.Module:
     "The code of a module, a script or a notebook."
     if path.suffix == ".py":
         return ast.parse(path.read_text("utf-8"))
-    return ast.parse("\n".join(re.sub(r"^\s*[%!].*", "pass", source, flags=re.M) for source in code_cells(path)))
+    return ast.parse("\n".join(re.sub(r"^([ \t]*)[%!].*", r"\1pass", source, flags=re.M) for source in code_cells(path)))
 
 
 def imports(tree: ast.Module) -> set[tuple[str, str]]:

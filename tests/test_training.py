@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import complaint, make_trainer, seeded, short_training, stripes, stripes_config, weights_of
+from matplotlib import pyplot
 from torch.testing import assert_close
 
 from farmer import training
@@ -61,8 +62,7 @@ def test_training_learns_and_logs(tmp_path):
     records, evaluations = [r for r in log if "loss" in r], [r for r in log if "held_out_average" in r]
     assert [r["step"] for r in records] == list(range(10, 201, 10)) and [r["step"] for r in evaluations] == [100, 200]
     for record in records:
-        total = -(record["informative"] + record["redundant"] + record["logdet"])
-        assert_close((total - torch.log(torch.tensor(0.5)).item()) / 0.6931471805599453, record["loss"], rtol=1e-4, atol=1e-4)
+        assert_close(-(record["informative"] + record["redundant"] + record["logdet"]), record["loss"])  # nats per dimension
     assert records[0]["noise"] > records[-1]["noise"]
     assert all((tmp_path / evaluation["samples"]).is_file() for evaluation in evaluations)
     assert len(checkpoints(tmp_path)) == 2
@@ -209,6 +209,18 @@ def test_what_is_no_record_is_left_out(tmp_path):
     complaint(ValueError, lambda: plot_log(tmp_path), "has no record of a step yet")
 
 
+def test_the_loss_in_a_log_is_a_density_whatever_unit_was_written(tmp_path):
+    parts = {"informative": -1.25, "redundant": -0.5, "logdet": 2.0}
+    lines = [{"step": 10, "loss": 2.6, **parts}, {"step": 20, "loss": 0.1}, {"step": 20, "held_out_latest": 2.0, "held_out_average": 2.5}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_log(tmp_path) == [{**lines[0], "loss": -0.25}, *lines[1:]]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (dict(lines[0], gradient_norm=1.0), lines[2])))
+    plot_log(tmp_path)
+    held_out, density, _ = pyplot.gcf().axes
+    assert held_out.get_ylabel() == "bits/dim" and density.get_ylabel() == "nats per dimension" and "noised" in density.get_title()
+    assert {line.get_label(): line.get_ydata()[0] for line in density.lines} == {"sum": 0.25, **parts}
+
+
 def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path, monkeypatch):
     "The save of its step comes before it, so nothing else is lost."
     whole = make_trainer(tmp_path / "whole", short_training(save_every=6))
@@ -259,6 +271,21 @@ def test_what_changes_no_weight_may_change(tmp_path):
     assert all(torch.equal(tensor, weights_of(resumed)[name]) for name, tensor in weights_of(whole).items())
     assert [record["step"] for record in read_log(tmp_path / "parts") if "held_out_average" in record] == [6, 9, 12]
     complaint(ValueError, lambda: make_trainer(tmp_path / "whole", short_training(steps=20)), "steps 12 -> 20", "--start-from")
+
+
+def test_a_trainer_that_its_folder_has_left_behind_is_refused(tmp_path):
+    "As in a notebook, while the same run goes on in a terminal; its save would take the folder back."
+    stale = make_trainer(tmp_path)
+    stale.fit(last_step=5)
+    make_trainer(tmp_path).fit()
+    before = checkpoints(tmp_path)
+    complaint(ValueError, stale.fit, "at step 5, its folder at step-00000012", "make a new Trainer")
+    assert checkpoints(tmp_path) == before and make_trainer(tmp_path).step == 12
+    (before[-1] / "manifest.json").write_text("{")  # a damaged checkpoint is nowhere to go on from
+    again = make_trainer(tmp_path)
+    assert again.step == 10
+    again.fit()
+    assert again.step == 12
 
 
 def test_fine_tuning_starts_where_the_model_is(tmp_path):

@@ -104,6 +104,24 @@ def test_no_output_hears_a_later_input(layers):
     assert torch.equal(transformer(changed)[:, :5], transformer(x)[:, :5])
 
 
+def test_a_layer_that_is_not_causal_sees_all_tokens():
+    layer, x = make(1).layers[0], tokens()
+    before = layer(x)
+    layer.causal = False
+    queries, keys, values = (part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in layer.query_key_value(layer.attention_norm(x)).chunk(3, dim=2))
+    attended = (queries @ keys.mT / math.sqrt(WIDTH // HEADS)).softmax(-1) @ values
+    expected = x + layer.attention_output(attended.transpose(1, 2).flatten(2))
+    expected = expected + layer.network_output(F.gelu(layer.network_input(layer.network_norm(expected))))
+    with torch.no_grad():
+        assert_close(layer(x), expected, rtol=0, atol=1e-12)
+        assert_close(layer(x)[:, -1], before[:, -1], rtol=0, atol=1e-12)  # the last token sees all tokens either way
+        assert (layer(x) - before)[:, :-1].abs().amax(2).min() > 0
+        changed = x.clone()
+        changed[:, -1] += 1
+        assert (layer(changed) - layer(x)).abs().amax((0, 2)).min() > 0  # every answer moves
+    assert TransformerLayer.causal and "causal" not in layer.state_dict()
+
+
 @pytest.mark.parametrize("layers", [2, 8, 32])
 def test_a_new_transformer_changes_its_input_moderately_at_any_depth(layers):
     torch.manual_seed(0)

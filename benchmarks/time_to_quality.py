@@ -1,0 +1,160 @@
+"""The speed that matters: how long until a model is as good as TarFlow's own public code in the end?
+
+    OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py --tarflow path/to/transformer_flow.py [--data digits glyphs photos] [--seeds 3] [--out FILE]
+
+TarFlow's model, with as many weights within 2%, trains with the steps, the batches, the optimiser, the noise and the averaged
+weights of the preset: by the same trainer, so that only the models differ. It gets the labels, a tenth of them dropped, as its
+authors do. Then FARMER trains, in runs planned for an eighth, a quarter, a half and all of those steps, until one ends with
+as few bits/dim of held-out images. Learning rates of TarFlow: the preset's and a quarter of it; the better end counts.
+
+Seconds are those of the steps, in CPU time of the process, so other work on the machine does not count; evaluations do not
+either. bits/dim: uniform dequantisation, the same held-out images for both.
+"""
+import argparse
+import importlib.util
+import json
+import math
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from timing import where
+from torch import Tensor, nn
+
+from farmer.data import ImageDataset, load_dataset
+from farmer.files import spread
+from farmer.model import Farmer, FarmerConfig
+from farmer.objectives import Likelihood
+from farmer.patches import bits_per_dimension, dequantize
+from farmer.presets import PRESETS, Preset
+from farmer.training import Trainer
+
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the preset's steps
+
+
+class TarFlowLikelihood:
+    "TarFlow's own loss of TarFlow's own model, for our trainer."
+
+    unit = "nats/dim of the noised density, a constant apart"
+
+    def __init__(self, module: nn.Module, config: FarmerConfig):
+        self.module, self.config = module, config
+
+    def to(self, device: torch.device) -> None:
+        self.module.to(device)
+
+    def identity(self, dataset: ImageDataset) -> str:
+        return "TarFlow"
+
+    def fit_basis(self, dataset: ImageDataset) -> None: ...
+
+    def flops(self) -> int:
+        return 0  # nobody asks
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        z, _, logdet = self.module(images, torch.where(labels == self.config.num_classes, -1, labels))  # a dropped label is -1 to it
+        loss = 0.5 * z.square().mean((1, 2)) - logdet
+        return loss, {"loss": loss}
+
+    def figures(self, means: dict[str, float]) -> dict[str, float]:
+        return means
+
+    @torch.no_grad()
+    def held_out(self, module: nn.Module, dataset: ImageDataset, images: int) -> float:
+        clean, labels = dataset.batch(spread(images, len(dataset)))
+        noised = dequantize(clean, dataset.levels, torch.Generator().manual_seed(0))
+        nats = []
+        for image, label in zip(noised.split(500), labels.split(500)):
+            z, _, logdet = module(image, label)
+            nats.append((-0.5 * (z.square() + math.log(2 * math.pi))).sum((1, 2)) + logdet * z[0].numel())
+        return bits_per_dimension(torch.cat(nats), clean[0].numel(), dataset.levels).mean().item()
+
+    def save_samples(self, module: nn.Module, path: Path, seed: int) -> dict[str, float]:
+        return {}
+
+
+def weights_of(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def tarflow(source: ModuleType, config: FarmerConfig, weights: int) -> nn.Module:
+    "One block more than FARMER's flow has, since it needs no prior; as wide as the number of weights asks for, with four heads."
+    colours, size = config.image_shape[0], config.image_shape[1]
+
+    def made(channels: int) -> nn.Module:
+        torch.manual_seed(0)
+        model = source.Model(colours, size, config.patch_size, 64, config.flow_blocks + 1, config.flow_layers, num_classes=config.num_classes)
+        block = lambda old: source.MetaBlock(
+            config.token_channels, channels, config.tokens, old.permutation, config.flow_layers, head_dim=channels // 4, num_classes=config.num_classes
+        )
+        model.blocks = nn.ModuleList(block(old) for old in model.blocks)
+        return model
+
+    return made(min(range(16, 513, 4), key=lambda channels: abs(weights_of(made(channels)) - weights)))
+
+
+def train(objective: Likelihood | TarFlowLikelihood, preset: Preset, data: tuple[ImageDataset, ImageDataset], steps: int, seed: int, rate: float) -> dict[str, float]:
+    "CPU seconds of the steps, and what the averaged weights reach."
+    settings = preset.training
+    settings = replace(
+        settings, steps=steps, seed=seed, learning_rate=rate, final_learning_rate=min(settings.final_learning_rate, rate),
+        warmup_steps=min(settings.warmup_steps, steps // 10), evaluate_every=10**9, save_every=10**9,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(objective, *data, settings, folder, device="cpu")
+        begun = time.process_time()
+        for batch in trainer.batches(steps):
+            trainer.train_step(batch)
+        spent = time.process_time() - begun
+        return {"steps": steps, "learning rate": rate, "seconds": spent, "bits/dim": trainer.objective.held_out(trainer.ema, data[1], 1000)}
+
+
+def compare(source: ModuleType, name: str, seed: int) -> dict:
+    "One seed on one data set."
+    preset, data = PRESETS[name], tuple(load_dataset(PRESETS[name].data, split) for split in ("train", "test"))
+    torch.manual_seed(seed)
+    weights = weights_of(Farmer(preset.model))
+    rates = (preset.training.learning_rate, preset.training.learning_rate / 4)
+    rivals = [train(TarFlowLikelihood(tarflow(source, preset.model, weights), preset.model), preset, data, preset.training.steps, seed, rate) for rate in rates]
+    rival, ours = min(rivals, key=lambda run: run["bits/dim"]), []
+    for share in SHARES:
+        torch.manual_seed(seed)
+        ours.append(train(Likelihood(Farmer(preset.model)), preset, data, int(share * preset.training.steps), seed, preset.training.learning_rate))
+        if ours[-1]["bits/dim"] <= rival["bits/dim"]:
+            break
+    reached = ours[-1]["bits/dim"] <= rival["bits/dim"]
+    row = {"data": name, "seed": seed, "weights": {"FARMER": weights, "TarFlow": weights_of(tarflow(source, preset.model, weights))}, "TarFlow": rivals, "FARMER": ours}
+    row["share of TarFlow's time"] = ours[-1]["seconds"] / rival["seconds"] if reached else None
+    said = f"{ours[-1]['seconds'] / rival['seconds']:.2f} of its time" if reached else "not reached"
+    print(f"{name}, seed {seed}: TarFlow {rival['bits/dim']:.3f} bits/dim after {rival['seconds']:.0f} s; FARMER {ours[-1]['bits/dim']:.3f} after {ours[-1]['seconds']:.0f} s: {said}", flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tarflow", type=Path, required=True, metavar="PATH", help="transformer_flow.py of https://github.com/apple/ml-tarflow")
+    parser.add_argument("--data", nargs="+", default=["digits", "glyphs", "photos"], choices=PRESETS, metavar="PRESET")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    asked = parser.parse_args()
+    if not asked.tarflow.is_file():
+        parser.error(f"there is no file {asked.tarflow}; it has its own licence and is not part of FARMER")
+    spec = importlib.util.spec_from_file_location("transformer_flow", asked.tarflow)
+    source = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(source)
+    print(where())
+    rows = []
+    for name in asked.data:
+        rows += [compare(source, name, seed) for seed in range(asked.seeds)]
+        shares = [row["share of TarFlow's time"] for row in rows if row["data"] == name]
+        print(f"{name}: " + (f"{statistics.mean(shares):.2f} of TarFlow's time, {min(shares):.2f} to {max(shares):.2f}" if all(shares) else "not reached by every seed"))
+        if asked.out:
+            asked.out.write_text(json.dumps({"where": where(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
