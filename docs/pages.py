@@ -20,7 +20,6 @@ SHELVES = {  # title of a shelf, first and last number of its notebooks
 }
 CIRCUMSTANCES = ("commit", "date", "seeds", "device")  # of a result
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*)$", re.M)
-BADGE = re.compile(r"\[!\[([^\]]+)\]\([^)]*\)\]\(([^)]*)\)")  # a picture from the network that is a link: its words suffice
 MARKDOWN_LINK = re.compile(r"(\]\()([^()\s]+)(\))")
 sys.path.insert(0, str(ROOT))
 import farmer  # noqa: E402
@@ -91,7 +90,7 @@ def page_of(path: Path) -> dict:
             cell["metadata"] = {"tags": tags, "mystnb": {"image": {"alt": alt}}}
             cell["outputs"] = [output for output in map(shown, cell["outputs"]) if output]
         elif cell["cell_type"] == "markdown":
-            source = BADGE.sub(r"[\1](\2)", relink(source, "nbs"))
+            source = relink(source, "nbs")
         cells.append({**cell, "source": source})
     metadata = {key: value for key, value in notebook["metadata"].items() if key != "widgets"}
     return {**notebook, "metadata": metadata, "cells": cells}

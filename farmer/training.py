@@ -8,9 +8,10 @@ __all__ = ['TrainingConfig', 'Objective', 'read_log', 'plot_log', 'Trainer']
 # %% ../nbs/16_training.ipynb #16-004
 import copy
 import importlib.util
+import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -215,7 +216,9 @@ def _check_finite(names: list[str], values: Tensor, step: int, last_good: Callab
 def _check_newest(folder: Path, step: int) -> None:
     "Raise ValueError if a run in the folder has come further than this step, to a checkpoint that is intact."
     later = lambda path: path is not None and path.name > f"step-{step:08d}"
-    if any(map(later, checkpoints(folder))) and later(found := newest_checkpoint(folder)):
+    with redirect_stdout(io.StringIO()):  # what is damaged was said when the trainer was made
+        found = newest_checkpoint(folder) if any(map(later, checkpoints(folder))) else None
+    if later(found):
         raise ValueError(f"this Trainer is at step {step}, its folder at {found.name}: another process has gone on; make a new Trainer, which goes on from there")
 
 

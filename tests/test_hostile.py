@@ -75,8 +75,8 @@ def files(tmp_path_factory) -> Path:
 
 
 def draw(folder: Path, model: Farmer | None = None) -> object:
-    images, labels, broken = draw_samples(model or Farmer.from_pretrained(folder / "model"), EvaluationConfig(samples=8, chunk=4), folder, 5, "mine")
-    return images.tolist(), labels.tolist(), broken
+    readers, broken = draw_samples(model or Farmer.from_pretrained(folder / "model"), EvaluationConfig(samples=8, chunk=4), folder, 5, "mine")
+    return [[part.tolist() for part in read()] for read in readers], broken
 
 
 def weights(module: nn.Module) -> dict[str, list]:

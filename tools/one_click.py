@@ -1,4 +1,4 @@
-"""Give every notebook the two cells that open it anywhere: badges, and an installation where `farmer` is missing.
+"""Give every notebook the two cells that open it anywhere: links, and an installation where `farmer` is missing.
 
 The address of the repository is that of settings.ini, the name of the distribution that of pyproject.toml, the version
 that of farmer/__init__.py. With --check, say what differs and change nothing.
@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MADE = re.compile(r"\A\[!\[Open in Colab\]|^    %pip install --quiet \"farmer-pixels", re.M)  # how the two cells are known again
+MADE = re.compile(r"\A\*\*Open in\*\* \[Colab\]|^    %pip install --quiet \"farmer-pixels", re.M)  # how the two cells are known again
 
 
 def setting(name: str) -> str:
@@ -29,16 +29,13 @@ def requirement() -> str:
     return f"{name}[notebooks]=={version}"
 
 
-def badges(notebook: str) -> str:
-    "Links that open a notebook in Colab and in Binder, as pictures."
+def links(notebook: str) -> str:
+    "What opens a notebook in Colab and in Binder: words, since the usual pictures would come from the network."
     place = setting("repository").removeprefix("https://github.com/")
     branch = setting("branch")
     colab = f"https://colab.research.google.com/github/{place}/blob/{branch}/nbs/{notebook}"
     binder = f"https://mybinder.org/v2/gh/{place}/{branch}?labpath=nbs/{notebook}"
-    return (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})\n"
-        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"
-    )
+    return f"**Open in** [Colab]({colab}) or [Binder]({binder})"
 
 
 def installation() -> str:
@@ -53,7 +50,7 @@ except ModuleNotFoundError:  # a fresh machine, such as Colab's
 def with_cells(notebook: dict, name: str) -> dict:
     "The notebook with its two cells, after its title and the name of its module."
     number = name.partition("_")[0]
-    made = {f"{number}-badges": ("markdown", badges(name)), f"{number}-install": ("code", installation())}
+    made = {f"{number}-links": ("markdown", links(name)), f"{number}-install": ("code", installation())}
     cells = [cell for cell in notebook["cells"] if not MADE.search("".join(cell["source"]))]
     place = 2 if "default_exp" in "".join(cells[1]["source"]) else 1
     new = []
