@@ -23,6 +23,7 @@ def parts_of(out: Path, tarflow: str | None, photos: str | None, cifar10: str | 
     "The command of each part, by its name."
     device = "cpu" if rehearse else "cuda"
     small = ["--preset", "digits", "--batches", "8", "--steps", "8"]
+    small_colour = ["--preset", "photos", *small[2:]]
     large = lambda what, *options: ["large.py", what, *(small if rehearse else options)]
     train = lambda preset, data, batch: [
         "large.py", "train", *(small if rehearse else ["--preset", preset, "--batches", batch]), "--minutes", "0.1" if rehearse else "6",
@@ -36,7 +37,7 @@ def parts_of(out: Path, tarflow: str | None, photos: str | None, cifar10: str | 
         "speed, patch 8": large("speed", "--preset", "imagenet256-1.1b-p8", "--batches", "4", "8", "16"),
         "precision": large("precision", "--batches", "16"),
         "recipe": large("recipe", "--batches", "64"),
-        "feed": large("feed", "--batches", "32"),
+        "feed": ["large.py", "feed", *(small_colour if rehearse else ["--batches", "32"])],
         "photos": train("photos", photos, "64"),
         "cifar10": train("cifar10", cifar10, "256"),
     }
@@ -54,7 +55,7 @@ def run(name: str, command: list[str], out: Path, device: str) -> bool:
     except subprocess.TimeoutExpired as error:
         status, printed = f"stopped after {LIMIT} s", (error.stdout or b"").decode()
     facts = {"part": name, "command": command, "where": where(device), "date": begun, "seconds": round(time.perf_counter() - started, 1), "status": status}
-    lines = [line.rstrip() for line in printed.replace("\r", "\n").splitlines() if line.strip() and "it/s" not in line and "step/s" not in line]
+    lines = [line.rstrip() for line in printed.replace("\r", "\n").splitlines() if line.strip() and not any(bar in line for bar in ("it/s", "step/s", "images/s]"))]
     (out / f"{name.replace(', ', '-').replace(' ', '-')}.json").write_text(json.dumps(facts | {"printed": lines}, indent=1) + "\n", "utf-8")
     print(f"== {name}: {'done' if status == 0 else f'ended with {status}'} after {facts['seconds']:.0f} s", *lines[-12:], sep="\n", flush=True)
     return status == 0
