@@ -39,5 +39,4 @@ from .plots import show_images as show_images
 from .plots import to_pil as to_pil
 from .plots import to_uint8 as to_uint8
 
-__file__: str
 __version__: str
