@@ -8,19 +8,13 @@ from functools import partial
 import pytest
 import torch
 from helpers import LABELS, SMALL, clean_images, small
+from test_flow import plainly  # in place of a recording: the steps one after another
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from farmer import Farmer, FarmerConfig, Student, flow, guidance, inversion, model
 from farmer.analysis import VariationalGuidance, redraw_redundant, swap_redundant
 
 IMAGES = 6
-
-
-def plainly(step, restart, times: int) -> None:
-    "In place of a recording: the steps one after another."
-    restart()
-    for _ in range(times):
-        step()
 
 
 @pytest.fixture

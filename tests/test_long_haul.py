@@ -1,4 +1,5 @@
 "Ten thousand steps of a small model with all that can happen to a run, `pytest -m long`: nothing grows, and the weights are those of a run that nobody disturbed."
+import json
 import os
 import random
 import signal
@@ -33,7 +34,7 @@ def haul(folder: Path, shard: int, alive_for: int | None, without_space: bool) -
 
         def step(batch):
             if trainer.step % 500 == 0:
-                print("holds", footprint(), flush=True)
+                print("holds", json.dumps(footprint()), flush=True)
             if alive_for is not None and trainer.step == begun + alive_for:
                 no_space() if without_space else os.kill(os.getpid(), signal.SIGKILL)
             return plain(batch)
@@ -57,7 +58,7 @@ def test_ten_thousand_steps(tmp_path, ranks):
     choose, alone, shared = random.Random(0), tmp_path / "whole", len(ranks) > 1
     [process] = start(tmp_path, 0, haul, alone, int(shared), None, False)
     assert process.status(900) == 0, process.text
-    held = [eval(line.removeprefix("holds ")) for line in process.text.splitlines() if line.startswith("holds ")]
+    held = [json.loads(line.removeprefix("holds ")) for line in process.text.splitlines() if line.startswith("holds ")]
     print(held[1], held[-1], sep="\n")
     assert len(held) == STEPS // 500 and held[-1]["memory, MiB"] < 1.05 * held[1]["memory, MiB"] + 5
     assert held[-1]["open files"] <= held[1]["open files"] and held[-1]["threads"] <= held[1]["threads"]
