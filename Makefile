@@ -114,6 +114,7 @@ experiments: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python experiments/guidance.py samples glyphs
 	$(ONE_THREAD) $(BIN)/python experiments/guidance.py heads
 	$(ONE_THREAD) $(BIN)/python experiments/inversion.py students
+	$(ONE_THREAD) $(BIN)/python experiments/inversion.py rivals
 	$(ONE_THREAD) $(BIN)/python experiments/inversion.py attempts
 	$(ONE_THREAD) $(BIN)/python experiments/inversion.py jacobi
 

@@ -4,7 +4,7 @@
 
 TarFlow's model, with as many weights within 2%, trains with the steps, the batches, the optimiser, the noise and the averaged
 weights of the preset: by the same trainer, so that only the models differ. It gets the labels, a tenth of them dropped, as its
-authors do. Then FARMER trains, in runs planned for an eighth, a quarter, a half and all of those steps, until one ends with
+authors do. Then FARMER trains, in runs planned for an eighth, a quarter, three eighths ... and all of those steps, until one ends with
 as few bits/dim of held-out images. Learning rates of TarFlow: the preset's and a quarter of it; the better end counts.
 
 Seconds are those of the steps, in CPU time of the process, so other work on the machine does not count; evaluations do not
@@ -33,7 +33,7 @@ from farmer.patches import bits_per_dimension, dequantize
 from farmer.presets import PRESETS, Preset
 from farmer.training import Trainer
 
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the preset's steps
+SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of the preset's steps
 
 
 class TarFlowLikelihood:

@@ -16,6 +16,8 @@ class Condition:
     "one run for each"
     learned_rotation: bool = False
     "train the rotation of the channels with the rest, from the identity, in place of a fixed basis"
+    pixel_by_pixel: bool = False
+    "the channels of a token in the order of its pixels, each with its red, green and blue, in place of a basis"
     largest_log_scale: float | None = None
     "limit of the flow's log-scales, which approach it smoothly; None: without limit"
 
@@ -87,6 +89,8 @@ CONDITIONS = {
     "results, photos, FARMER": Condition("photos"),
     "results, photos, TarFlow": Condition("photos", PHOTOS_TARFLOW),
     "results, photos, prototype": Condition("photos", {"informative_channels": 12}, {"noise_start": 0.1}, (0,)),
+    "attempts, photos, dropout": Condition("photos", {"dropout": 0.1}, seeds=(0,)),
+    "attempts, photos, twice the steps": Condition("photos", {}, {"steps": 6000}, (0,)),
     **{f"bases, photos, {name}": Condition("photos", changes, SHORT) for name, changes in BASES.items()},
     "results, cifar10-small, FARMER": Condition("cifar10-small", seeds=(0,)),
     "results, cifar10-small, TarFlow": Condition("cifar10-small", PHOTOS_TARFLOW, seeds=(0,)),
@@ -95,6 +99,7 @@ CONDITIONS = {
         for name, changes in BLOW_UP.items()
     },
     "bases, photos, learned rotation": Condition("photos", {"basis": "pixels"}, SHORT, learned_rotation=True),
+    "bases, photos, pixel by pixel": Condition("photos", {"basis": "pixels"}, SHORT, pixel_by_pixel=True),
     **{
         f"colour, {data}, {name}": Condition(data, changes, training, seeds)
         for data in ("glyphs-field", "glyphs-palette")

@@ -1,14 +1,15 @@
 """Ways back through the flow: how good is the student, which way of training it is best, how many rounds does Jacobi need?
 
-    python experiments/inversion.py students          our students beside the paper's: error to the exact inverse, Frechet distance, class accuracy
-    python experiments/inversion.py students digits   the same of one data set; the figures of the others stay
+    python experiments/inversion.py students          the embedded students: error to the exact inverse, Frechet distance, class accuracy
+    python experiments/inversion.py rivals            the same of the paper's student, and of ours trained with its noise and loss
+    python experiments/inversion.py rivals digits     the same of one data set; the figures of the others stay
     python experiments/inversion.py attempts          ways of training a student of the embedded glyphs, equal steps
     python experiments/inversion.py jacobi            rounds of every block of the embedded flows
 
-`students`: 1,000 samples for each of three sampling seeds. Ours are the embedded ones. The paper's, and ours trained with its noise
-and loss, are trained here, with as many steps, images and the same rates, in runs/experiments: 5 minutes each on digits, about 2
-hours on photos (one core). Each goes on where it was stopped. The distance from the model is the Kullback-Leibler divergence of the student's samples, which have an exact
-density under both if attention is causal. Latent noise: held-out latents plus noise of this deviation, undone, against clean images.
+`students`, `rivals`: 1,000 samples for each of three sampling seeds, into one file. The rivals are trained here, with as many steps,
+images and the same rates as ours, in runs/experiments: 5 minutes each on digits, about 2 hours on photos (one core). Each goes on where
+it was stopped. The distance from the model is the Kullback-Leibler divergence of the student's samples, which have an exact density
+under both if attention is causal. Latent noise: held-out latents plus noise of this deviation, undone, against clean images.
 
 `attempts`: 800 steps of 64 images, two seeds; root mean square error to the exact inverse on 500 held-out images and on
 500 samples of the prior, in the scale of pixels. benchmarks/inversion_time.py times the ways.
@@ -36,7 +37,8 @@ from farmer.training import Trainer
 
 NAMES = ("digits", "glyphs")
 SEEDS = (0, 1, 2)
-RIVALS = {"paper": ("digits", "photos"), "causal, noise and loss of the paper": ("digits",)}  # of our students, and where they are trained
+STUDENTS = ("digits", "glyphs", "photos")  # that are embedded
+RIVALS = {"digits": ("paper", "causal, noise and loss of the paper"), "photos": ("paper",)}  # of our students, and where they are trained
 
 # Letters used for shapes:
 # B batch, N tokens, d channels of a token, W width of the transformer
@@ -111,18 +113,33 @@ def rival(name: str, kind: str) -> Student:
     return trainer.ema
 
 
-def students(data: str) -> dict:
-    earlier, every = RESULTS / "inversion_students.json", (*NAMES, "photos")
+def kept_figures() -> dict:
+    "Of the embedded students, and under `rivals` of others, as measured so far."
+    earlier = RESULTS / "inversion_students.json"
     kept = json.loads(earlier.read_text()) if earlier.is_file() else {}
-    results = {name: kept[name] for name in every if name in kept} | {"rivals": kept.get("rivals", {})}
-    for name in every if data == "all" else [data]:
-        model = Farmer.from_pretrained(name)
-        results[name] = all_figures(model, Student.from_pretrained(name), name)
-        results["rivals"][name] = {kind: all_figures(model, rival(name, kind), name) for kind, where in RIVALS.items() if name in where}
-        for kind, row in {"ours": results[name], **results["rivals"][name]}.items():
-            for key, values in row.items():
-                spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-                print(f"{name}, {kind:38}{key:52}{statistics.mean(values):10.4f}{spread}", flush=True)
+    return {name: kept[name] for name in STUDENTS if name in kept} | {"rivals": kept.get("rivals", {})}
+
+
+def print_figures(name: str, kind: str, row: dict[str, list[float]]) -> None:
+    for key, values in row.items():
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        print(f"{name}, {kind:38}{key:52}{statistics.mean(values):10.4f}{spread}", flush=True)
+
+
+def students(data: str) -> dict:
+    results = kept_figures()
+    for name in STUDENTS if data == "all" else [data]:
+        results[name] = all_figures(Farmer.from_pretrained(name), Student.from_pretrained(name), name)
+        print_figures(name, "ours", results[name])
+    return results
+
+
+def rivals(data: str) -> dict:
+    results = kept_figures()
+    for name in RIVALS if data == "all" else [data]:
+        results["rivals"][name] = {kind: all_figures(Farmer.from_pretrained(name), rival(name, kind), name) for kind in RIVALS[name]}
+        for kind, row in results["rivals"][name].items():
+            print_figures(name, kind, row)
     return results
 
 
@@ -294,15 +311,19 @@ def jacobi(tolerance: float = 1e-5) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("students", "attempts", "jacobi"))
-    parser.add_argument("data", nargs="?", default="all", choices=("digits", "glyphs", "photos", "all"), help="for students")
+    parser.add_argument("what", choices=("students", "rivals", "attempts", "jacobi"))
+    parser.add_argument("data", nargs="?", default="all", choices=(*STUDENTS, "all"), help="for students and rivals")
     arguments = parser.parse_args()
+    if arguments.what == "rivals" and arguments.data not in (*RIVALS, "all"):
+        parser.error(f"rivals are trained on {' and '.join(RIVALS)}, not on {arguments.data}")
+    sentence = "the embedded students and the paper's, trained on the same teachers, by three seeds of sampling"
     experiment, seeds, sentence = {
-        "students": (lambda: students(arguments.data), SEEDS, "the embedded students and the paper's, trained on the same teachers, by three seeds of sampling"),
+        "students": (lambda: students(arguments.data), SEEDS, sentence),
+        "rivals": (lambda: rivals(arguments.data), SEEDS, sentence),
         "attempts": (attempts, (0, 1), "students of the embedded glyphs trained in different ways"),
         "jacobi": (jacobi, (0,), "rounds of Jacobi iterations until values move by less than 1e-5; nothing was trained"),
     }[arguments.what]
-    record(f"inversion_{arguments.what}", experiment(), seeds, sentence)
+    record("inversion_students" if arguments.what == "rivals" else f"inversion_{arguments.what}", experiment(), seeds, sentence)
 
 
 if __name__ == "__main__":

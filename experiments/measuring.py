@@ -218,10 +218,9 @@ class Bounded(nn.Module):
 
 
 class FixedStart(Likelihood):
-    "For a model whose basis is not fitted before the first step."
+    "For a model whose basis is not fitted before the first step: it is given, or learned."
 
-    def fit_basis(self, dataset: ImageDataset) -> None:
-        "It is learned."
+    def fit_basis(self, dataset: ImageDataset) -> None: ...
 
 
 @torch.enable_grad()
@@ -233,10 +232,13 @@ def train(name: str, seed: int, folder: Path = RUNS, model: Farmer | None = None
     model = Farmer(replace(preset.model, **condition.model)) if model is None else model
     if condition.learned_rotation:
         model.basis = LearnedRotation(model.config.token_channels)
+    if condition.pixel_by_pixel:
+        order = torch.arange(model.config.token_channels).view(model.config.image_shape[0], -1).T.flatten()
+        model.basis.matrix = torch.eye(len(order))[order]
     if condition.largest_log_scale is not None:
         for block in model.flow.blocks:
             block.output = nn.Sequential(block.output, Bounded(condition.largest_log_scale))
-    objective = FixedStart(model) if condition.learned_rotation else Likelihood(model)
+    objective = FixedStart(model) if condition.learned_rotation or condition.pixel_by_pixel else Likelihood(model)
     judge, config = judge_of(condition.data), replace(preset.training, seed=seed, **condition.training)
     trainer = Trainer(objective, judge.train, judge.held_out, config, folder / f"{name}, {seed}", device="cpu")
     trainer.fit()

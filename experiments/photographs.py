@@ -1,6 +1,7 @@
 """What small FARMERs make of photographs; a quarter of an hour a run for `photos`, an hour for CIFAR-10.
 
     python experiments/photographs.py results            the preset of `photos` and TarFlow with as many weights, three seeds each
+    python experiments/photographs.py attempts           what was tried for fewer bits/dim
     python experiments/photographs.py bases              does the likelihood alone find the split? channel bases, depths, numbers of informative channels
     python experiments/photographs.py cifar10 [FOLDER]   the preset `cifar10-small` and TarFlow with as many weights; a grid of samples
     python experiments/photographs.py blow-up [FOLDER]   where its samples run away, and what was tried against it
@@ -23,7 +24,11 @@ from farmer.presets import PRESETS
 FIGURES = ("likelihood", "samples", "probes", "photographs")
 GUIDED = {"resampling, w=1": ResamplingGuidance(1.0)}
 # What is asked for: the preset, and how the names of its conditions begin.
-PARTS = {"results": ("photos", "results"), "bases": ("photos", "bases"), "cifar10": ("cifar10-small", "results"), "blow-up": ("cifar10-small", "blow-up")}
+PARTS = {
+    **{part: ("photos", part) for part in ("results", "attempts", "bases")},
+    "cifar10": ("cifar10-small", "results"),
+    "blow-up": ("cifar10-small", "blow-up"),
+}
 
 
 def figures_of(prefix: str) -> dict[str, list[dict]]:
