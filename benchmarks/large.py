@@ -47,6 +47,14 @@ def rendered_glyphs(preset: Preset, count: int) -> ArrayDataset:
     return ArrayDataset(values, glyphs.labels[:count], model.levels, [str(label) for label in range(model.num_classes)])
 
 
+def write_album(images: ArrayDataset, folder: Path) -> None:
+    "JPEG files, a folder for each class."
+    for index, (values, label) in enumerate(zip(images.values, images.labels.tolist())):
+        path = folder / images.class_names[label] / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil_image(values).save(path, quality=90)
+
+
 @contextmanager
 def trainer_of(preset: Preset, data: ArrayDataset, device: torch.device) -> Iterator[Trainer]:
     "In a folder that goes away with it."
@@ -116,10 +124,7 @@ def feed(preset: Preset, device: torch.device, batches: list[int], steps: int) -
     size, count = preset.model.image_shape[1], max(256, *batches)
     with tempfile.TemporaryDirectory() as folder:
         images = rendered_glyphs(preset, count)
-        for index in range(count):
-            path = Path(folder, "album", "train", images.class_names[int(images.labels[index])], f"{index}.jpg")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            to_pil_image(images.values[index]).save(path, quality=90)
+        write_album(images, Path(folder, "album", "train"))
         prepare_shards(Path(folder, "album"), Path(folder, "shards"), size, "ppm", workers=2)
         shards, speeds = ShardDataset(Path(folder, "shards")), {}
         for name, data, workers in (("memory", images, 0), ("shards", shards, preset.execution.workers), ("memory, again", images, 0)):

@@ -88,7 +88,7 @@ CONDITIONS = {
     "results, glyphs, FARMER": Condition("glyphs", {}, WHOLE["glyphs"]),
     "results, photos, FARMER": Condition("photos"),
     "results, photos, TarFlow": Condition("photos", PHOTOS_TARFLOW),
-    "results, photos, prototype": Condition("photos", {"informative_channels": 12}, {"noise_start": 0.1}, (0,)),
+    "attempts, photos, prototype": Condition("photos", {"informative_channels": 12}, {"noise_start": 0.1}, (0,)),
     "attempts, photos, dropout": Condition("photos", {"dropout": 0.1}, seeds=(0,)),
     "attempts, photos, twice the steps": Condition("photos", {}, {"steps": 6000}, (0,)),
     **{f"bases, photos, {name}": Condition("photos", changes, SHORT) for name, changes in BASES.items()},

@@ -705,4 +705,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'farmer.transformer.TransformerLayer.step': ( 'transformer.html#transformerlayer.step',
                                                                                   'farmer/transformer.py'),
                                     'farmer.transformer._is_autocasting': ('transformer.html#_is_autocasting', 'farmer/transformer.py'),
-                                    'farmer.transformer.no_autograd': ('transformer.html#no_autograd', 'farmer/transformer.py')}}}
+                                    'farmer.transformer.no_autograd': ('transformer.html#no_autograd', 'farmer/transformer.py'),
+                                    'farmer.transformer.recorded': ('transformer.html#recorded', 'farmer/transformer.py'),
+                                    'farmer.transformer.stepping': ('transformer.html#stepping', 'farmer/transformer.py')}}}

@@ -251,7 +251,7 @@ def variational_proposal(
         constant = mixture.logits.log_softmax(-1) - mixture.component_log_scale.sum(-1) - 0.5 * (linear * mixture.component_mean).sum(-1)
         quadratics.append((constant, linear, precision))
     (own_constant, own_linear, own_precision), start = quadratics[0], conditional.component_mean
-    mean, variance, responsibilities = start, 1 / own_precision, None
+    mean, variance, lift, responsibilities = start, 1 / own_precision, torch.zeros_like(start), None
     for _ in range(iterations + 1):
         square = mean.square() + variance
         better = [(c.unsqueeze(-2) + mean @ l.mT - 0.5 * square @ p.mT).log_softmax(-1) for c, l, p in quadratics]  # 2 x (..., K, K)
@@ -335,7 +335,7 @@ def predict_token(
     conditional, unconditional = both[:1, token], both[1:, token]
     guided, _, values, log_weight = VariationalGuidance(scale, 5 * draws).weighed(conditional, unconditional, generator)
     chosen = resample(values, log_weight, generator, draws)
-    improper = is_improper(conditional, unconditional, scale).item()
+    improper = bool(is_improper(conditional, unconditional, scale))
     return TokenPrediction(conditional, unconditional, guided, chosen.value[:, 0], chosen.effective_sample_size.item(), improper)
 
 # %% ../nbs/21_analysis.ipynb #21-040
@@ -362,7 +362,7 @@ def probes(
     held_out: ImageDataset,
     images: int = 4000,  # training images that the probes are fitted on, and held-out ones that they read, at most
     seed: int = 0,  # of the dequantisation noise
-    channels: Callable[[Tensor], Sequence[Tensor]] | None = None,  # images (B, C, H, W) -> z^I, z^R; None: the model's latents
+    channels: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,  # images (B, C, H, W) -> z^I, z^R; None: the model's latents
 ) -> dict[str, dict[str, float]]:
     """What probes read, on held-out images, from z^I, from z^R and from the pixels: accuracy for the class, R^2 for the rest.
 
@@ -403,7 +403,7 @@ def open_picture(content: bytes) -> Image.Image:  # RGB
         raise ValueError(f"this is not a picture that can be read, {error}: choose another PNG or JPEG file, or make it smaller") from error
 
 
-def cut_out(size: Sequence[int], image_shape: Sequence[int], across: float = 0.5, down: float = 0.5, zoom: float = 1.0) -> tuple[float, ...]:
+def cut_out(size: Sequence[int], image_shape: Sequence[int], across: float = 0.5, down: float = 0.5, zoom: float = 1.0) -> tuple[float, float, float, float]:
     """Left, upper, right and lower edge of the piece of a picture (width, height) that a model of images (C, H, W) sees.
 
     At zoom 1 it is the largest piece that fits; at 0 it lies at the left or upper edge, at 1 at the right or lower one.

@@ -154,7 +154,7 @@ class OnlyReadable(ImageDataset):
     "A data set whose batches leave out what cannot be read. It says so, once for each image, and keeps the complaints."
 
     def __init__(self, dataset: ImageDataset):
-        self.dataset, self.left_out = dataset, {}  # image -> complaint
+        self.dataset, self.complaints = dataset, {}  # of images, by their index
         self.image_shape, self.levels, self.class_names, self.labels = dataset.image_shape, dataset.levels, dataset.class_names, dataset.labels
 
     def pixels(self, index: int) -> Tensor:  # (C, H, W) uint8
@@ -172,9 +172,9 @@ class OnlyReadable(ImageDataset):
 
     def readable(self, indices: list[int]) -> list[int]:
         "Without those that are known to be unreadable."
-        found = [index for index in indices if index not in self.left_out]
+        found = [index for index in indices if index not in self.complaints]
         if not found:
-            raise ValueError(f"none of {len(indices)} images can be read, the last: {self.left_out[indices[-1]]}")
+            raise ValueError(f"none of {len(indices)} images can be read, the last: {self.complaints[indices[-1]]}")
         return found
 
     def look_at(self, index: int) -> None:
@@ -182,8 +182,8 @@ class OnlyReadable(ImageDataset):
         try:
             self.dataset.batch([index])
         except (ValueError, OSError) as error:
-            self.left_out[index] = str(error)
-            say(f"{error} ({len(self.left_out)} of {len(self)} so far; left out)")
+            self.complaints[index] = str(error)
+            say(f"{error} ({len(self.complaints)} of {len(self)} so far; left out)")
 
 
 def as_read(part: Part) -> Part:

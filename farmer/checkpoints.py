@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 import torch.distributed as dist
@@ -75,29 +75,26 @@ def _all_file_facts(folder: Path) -> dict[str, dict[str, int]]:
         return dict(zip((path.name for path in files), pool.map(_file_facts, files)))
 
 
-def _read_manifest(path: Path) -> dict | None:
-    "What a checkpoint says about itself; None if that is lost. Raises ValueError for one of another version."
+def _read_manifest(path: Path) -> dict:
+    "What a checkpoint says about itself; nothing if that is lost. Raises ValueError for one of another version."
     fields = {"step": int, "model_config": dict, "training_config": dict, "data": str, "files": dict[str, dict[str, int]]}
-    if path.is_file():
-        version = "2 or older"
-    else:
+    version, manifest, what = "2 or older", {}, "the manifest of a checkpoint"
+    if not path.is_file():
         try:
-            version = read_json(path / "manifest.json", "the manifest of a checkpoint", {"farmer_checkpoint": int})["farmer_checkpoint"]
-            manifest = read_json(path / "manifest.json", "the manifest of a checkpoint", fields) if version == _FORMAT else None
+            version = read_json(path / "manifest.json", what, {"farmer_checkpoint": int})["farmer_checkpoint"]
+            manifest = read_json(path / "manifest.json", what, fields) if version == _FORMAT else {}
         except (OSError, ValueError):
-            return None
+            return {}
     if version != _FORMAT:
         raise ValueError(f"{path} has format {version}, this farmer reads {_FORMAT}; use the version that wrote it or a new folder")
-    return manifest if path.name == f"step-{manifest['step']:08d}" and ".metadata" in manifest["files"] else None
+    return manifest if path.name == f"step-{manifest['step']:08d}" and ".metadata" in manifest["files"] else {}
 
 
 def _is_intact(path: Path) -> bool:
     "Whether every file of a checkpoint is as it was written. Raises ValueError for a checkpoint of another version."
     manifest = _read_manifest(path)
-    if manifest is None:
-        return False
-    found = _all_file_facts(path)
-    return all(found.get(name) == facts for name, facts in manifest["files"].items())
+    found = _all_file_facts(path) if manifest else {}
+    return bool(manifest) and all(found.get(name) == facts for name, facts in manifest["files"].items())
 
 # %% ../nbs/15_checkpoints.ipynb #15-009
 _KNOWN = {(each.__module__, each.__qualname__): each for each in (
@@ -108,10 +105,13 @@ _KNOWN |= {("torch", name): value for name, value in vars(torch).items() if isin
 _KNOWN |= {(module, name): Path for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")}
 
 
-class _MetadataUnpickler(pickle._Unpickler):
+_Unpickler: Any = pickle._Unpickler  # the one in Python, whose parts can be replaced
+
+
+class _MetadataUnpickler(_Unpickler):
     "Knows what torch's checkpoint writer writes, and lets nothing change its classes. Raises UnpicklingError for anything else."
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch = dict(_Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _KNOWN:
@@ -232,7 +232,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, ranks: Ranks, minutes: float):  # after which a rank that does not answer ends a save
         self.folder, self.ranks, self.saving = folder, ranks, None
-        self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes)) if ranks.active else None  # steps talk meanwhile
+        self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes)) if ranks.active else None  # steps talk meanwhile
 
     def save(self, step: int, facts: Mapping, model: nn.Module, optimizer: Optimizer, average: nn.Module, updates: Tensor) -> None:
         "Start to write, when the save before is done. Raises OSError, on all ranks, if that one failed."
@@ -240,7 +240,7 @@ class CheckpointWriter:
         path = self.folder / "checkpoints" / f"step-{step:08d}"
         partial = path.with_name(f".{path.name}.partial")
         state = _state(model, optimizer, average, updates)
-        self.saving = written = dcp.async_save(state, checkpoint_id=partial, process_group=self.group)
+        self.saving = written = cast(Future, dcp.async_save(state, checkpoint_id=partial, process_group=self.group))
         if self.ranks.first:
             publisher, facts = ThreadPoolExecutor(1), {"farmer_checkpoint": _FORMAT, "step": step, **facts}
             self.saving = publisher.submit(_publish, written, partial, path, facts)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def _is_json(value: Any, kind: Any) -> bool:
     if origin is UnionType:
         return any(_is_json(value, each) for each in inner)
     if origin in (list, dict):
-        return type(value) is origin and all(_is_json(each, inner[-1]) for each in (value if origin is list else value.values()))
+        return type(value) is origin and all(_is_json(each, inner[-1]) for each in (value.values() if isinstance(value, dict) else value))
     return type(value) in (int, float) and abs(value) <= sys.float_info.max if kind is float else type(value) is kind
 
 
@@ -61,10 +61,10 @@ def parse_json(content: str | bytes, source: object, what: str, fields: Mapping[
     that is not finite, a key that is missing or of another type.
     """
 
-    def refuse(reason: str) -> None:
+    def refuse(reason: str) -> NoReturn:
         raise ValueError(f"{source} is not {what}: {reason}; get it again from where it came, or make it again") from None
 
-    def no_number(name: str) -> None:
+    def no_number(name: str) -> NoReturn:
         raise ValueError(f"{name} is no number")
 
     try:
@@ -264,13 +264,14 @@ def check_guidable(config: Any, labels: Tensor) -> None:  # (B,)
         raise ValueError(f"labels hold {null_class}, no class, which cannot be guided towards; use guidance=0 or labels in 0..{null_class - 1}")
 
 
-class _Bindable(Protocol):
+@runtime_checkable
+class Bindable(Protocol):
     "A way back that must know its flow first, such as `Jacobi()`."
 
     def bind(self, flow: Any) -> Callable[[Tensor], Tensor]: ...
 
 
-Inverse = Callable[[Tensor], Tensor] | _Bindable  # from z (B, N, d) to x (B, N, d)
+Inverse = Callable[[Tensor], Tensor] | Bindable  # from z (B, N, d) to x (B, N, d)
 
 
 def check_inverse(inverse: object) -> None:

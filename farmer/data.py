@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class ImageDataset(Dataset):
     image_shape: tuple[int, int, int]  # (C, H, W)
     levels: int  # how many values a pixel can take; they lie evenly on [-1, 1]
     class_names: list[str]  # label c is called class_names[c]
-    labels: Tensor  # (number of images,) int64
+    labels: Tensor  # (images,) int64
     left_out: Mapping[str, int] = {}  # what was found in a folder and is no image of the data set, and how often
 
     @property
@@ -103,13 +104,13 @@ class ArrayDataset(ImageDataset):
 
     def __init__(
         self,
-        values: Tensor,  # (n, C, H, W) uint8, 0 to levels - 1
-        labels: Tensor,  # (n,) whole numbers, 0 to len(class_names) - 1
+        values: Tensor,  # (images, C, H, W) uint8, 0 to levels - 1
+        labels: Tensor,  # (images,) whole numbers, 0 to len(class_names) - 1
         levels: int,  # how many values a pixel can take, 2 to 256
         class_names: Sequence[str],  # a name for every label
     ):
         if values.ndim != 4 or values.dtype != torch.uint8:
-            raise ValueError(f"values must be uint8 of shape (n, C, H, W), not {values.dtype} of shape {tuple(values.shape)}")
+            raise ValueError(f"values must be uint8 of shape (images, C, H, W), not {values.dtype} of shape {tuple(values.shape)}")
         if len(labels) != len(values):
             raise ValueError(f"{len(labels)} labels for {len(values)} images; give one label per image")
         if len(values) and int(values.max()) >= levels:
@@ -118,7 +119,7 @@ class ArrayDataset(ImageDataset):
             raise ValueError(f"labels {int(labels.min())} to {int(labels.max())} for {len(class_names)} class names; name every class")
         self.values, self.labels = values, labels.to(torch.int64)
         self.levels, self.class_names = levels, list(class_names)
-        self.image_shape = tuple(values.shape[1:])
+        self.image_shape = (values.shape[1], values.shape[2], values.shape[3])
 
     def pixels(self, index: int) -> Tensor:  # (C, H, W) uint8
         return self.values[index]
@@ -160,7 +161,7 @@ def _photograph_path(name: str) -> Path:
     "The file of a photograph in an installed package, which is found without being imported: that can take a second."
     module, _, file = _PHOTO_FILES[name].partition("/")
     package, version = _PHOTO_PACKAGES[module]
-    spec = importlib.util.find_spec(module) or import_optional(module, package).__spec__
+    spec: Any = importlib.util.find_spec(module) or import_optional(module, package).__spec__
     path = Path(spec.submodule_search_locations[0], file)
     if not path.is_file():
         installed = importlib.metadata.version(package)
@@ -244,7 +245,7 @@ def load_dataset(
     FileNotFoundError for files that are not there. Unreadable images raise ValueError when they are read.
     """
     check_split(split)
-    if name not in IMAGE_SIZES:
+    if not isinstance(name, str) or name not in IMAGE_SIZES:
         path, names = Path(name).expanduser(), ", ".join(IMAGE_SIZES)
         if str(name) and path.exists():
             return farmer.folders.open_folder(path, split, image_size)

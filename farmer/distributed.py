@@ -16,11 +16,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,8 @@ from .files import STOP_SIGNALS, lock_folder, tell
 from .flow import AutoregressiveBlock
 from .inversion import Student
 from .transformer import CausalTransformer, TransformerLayer
+
+_T = TypeVar("_T")
 
 # %% ../nbs/14_distributed.ipynb #14-004
 @dataclass(frozen=True)
@@ -63,10 +65,13 @@ class ExecutionConfig:
 
 # %% ../nbs/14_distributed.ipynb #14-006
 def best_device() -> torch.device:
-    "A CUDA GPU, else an Apple GPU, else the CPU."
+    "A CUDA GPU, else an Apple GPU that works, else the CPU."
     if torch.cuda.is_available():
         return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    with suppress(RuntimeError):  # a virtual Mac, such as those of continuous integration, has a GPU in name only
+        torch.zeros(1, device="mps")
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def _explain_lost_rank(error: RuntimeError, minutes: float) -> str | None:
@@ -127,18 +132,18 @@ class Ranks:
         dist.all_gather(everyone, mine)
         return torch.stack(everyone)
 
-    def gather_objects(self, thing: object) -> list[object]:
+    def gather_objects(self, thing: _T) -> list[_T]:
         "Anything that every rank has, on every rank."
         everyone = [thing] * self.count
         if self.active:
             dist.all_gather_object(everyone, thing)
         return everyone
 
-    def on_first(self, function: Callable[[], object]) -> object:
+    def on_first(self, function: Callable[[], _T]) -> _T:
         "Call a function on rank 0 while the others wait; its result, or its error, on every rank."
         if not self.active:
             return function()
-        outcome = [None]
+        outcome: list[Any] = [None]
         if self.first:
             try:
                 outcome = [(function(), None)]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -173,10 +173,10 @@ def train_classifier(dataset: ImageDataset, steps: int = 800, seed: int = 0, dev
 
 
 @torch.no_grad()
-def extract(extractor: Callable[[Tensor], Features], images: Tensor | Iterable[Tensor], batch_size: int = 500) -> Features:
+def extract(extractor: Callable[[Any], Features], images: Tensor | Iterable[Tensor], batch_size: int = 500) -> Features:
     "Features, on the CPU, of many images, (n, C, H, W) in [-1, 1], which are cut into batches, or of batches of such images."
     parts = map(extractor, images.split(batch_size) if isinstance(images, Tensor) else images)
-    return Features(*(None if column[0] is None else torch.cat([seen.cpu() for seen in column]) for column in zip(*parts)))
+    return Features._make(None if column[0] is None else torch.cat([seen.cpu() for seen in column]) for column in zip(*parts))
 
 
 class Reference(NamedTuple):
@@ -195,7 +195,7 @@ class Reference(NamedTuple):
 def sample_figures(drawn: Features, labels: Tensor | None, real: Reference) -> dict[str, float | str]:  # labels (n,) asked for; None: it knows others
     "How a set of images compares with a real one. What would need more images than there are is left out, and said."
     count, few = len(drawn.pooled), "left out, it needs {} images or more"
-    figures = {"images": count}
+    figures: dict[str, float | str] = {"images": count}
     for name, seen, statistics in (("Frechet distance", drawn.pooled, real.statistics), ("spatial Frechet distance", drawn.spatial, real.spatial)):
         if seen is not None:
             least = seen.shape[1] + 1
@@ -243,7 +243,7 @@ class Inception(nn.Module):
         return Features(pooled.cpu(), logits.cpu(), self.spatial.cpu())
 
 
-def _write_arrays(path: Path, **arrays: np.ndarray) -> None:  # in one step, written through to the disk without a copy in memory
+def _write_arrays(path: Path, **arrays: Any) -> None:  # of numpy, in one step, written through to the disk without a copy in memory
     replace_files({path: lambda file: np.savez(file, **arrays)})
 
 
@@ -335,7 +335,7 @@ def _read_chunk(path: Path, labels: Tensor, image_shape: Sequence[int], levels: 
     return [torch.from_numpy(array) for array in arrays.values()]
 
 
-def _by_turns(chunks: Sequence, work: Callable[[object], object], what: str) -> list:
+def _by_turns(chunks: Sequence, work: Callable[[Any], object], what: str) -> list:
     "What `work` makes of every chunk, in their order, on every rank. The ranks take turns; the first one shows how far it is."
     ranks = Ranks()
     mine = [work(chunk) for chunk in tqdm(chunks[ranks.rank :: ranks.count], unit="chunk", desc=what, mininterval=1, disable=not ranks.first)]
@@ -375,7 +375,7 @@ def draw_samples(
     return readers, sum(_by_turns(range(len(chunks)), draw, "samples"))
 
 # %% ../nbs/20_evaluation.ipynb #20-043
-def _see(extractor: Callable[[Tensor], Features], chunks: Sequence, read: Callable[[object], tuple[Tensor, Tensor]], what: str) -> tuple[Features, Tensor]:
+def _see(extractor: Callable[[Tensor], Features], chunks: Sequence, read: Callable[[Any], tuple[Tensor, Tensor]], what: str) -> tuple[Features, Tensor]:
     "Features and labels of images in [-1, 1] that are read a chunk at a time."
     look = lambda images, labels: (extract(extractor, images), labels)
     seen, labels = zip(*_by_turns(chunks, lambda chunk: look(*read(chunk)), what))
@@ -452,7 +452,7 @@ def evaluate(
         seen = look(torch.arange(len(held_out)).split(size), held_out.batch, "of held-out images") if reference is None else None
 
         def finish() -> dict:
-            real = Reference.of(seen[0]) if reference is None else read_reference(reference, extractor, held_out.image_shape)
+            real = Reference.of(seen[0]) if seen else read_reference(str(reference), extractor, held_out.image_shape)
             reads_labels = getattr(extractor, "reads_labels", True) and model.config.num_classes > 0
             save_archive((to_images(read()[0], held_out.levels) for read in readers), drawn[1], held_out.image_shape, folder / "samples.npz")
             for section, (features, labels) in (("samples", drawn), ("real training images", trained)):

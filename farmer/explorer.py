@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ class Control:
             fits, expected = isinstance(value, bytes), "the content of a file, as bytes"
         if not fits:
             raise ValueError(f"{name} must be {expected}; got {value!r}")
-        return tuple(sorted({*value})) if self.kind == "tokens" else value
+        return tuple(sorted({*cast(Sequence[int], value)})) if self.kind == "tokens" else value
 
 
 def _class_name(model: Farmer, label: int) -> str:
@@ -100,6 +101,9 @@ class Panel:
     by name. It must not remember anything, so that a state always looks the same. `page/panels.html` says what one sees,
     what to try and what to expect.
     """
+
+    controls: Any
+    pictures: Any
 
     def __init__(self, subject: Subject | None = None):  # None: that of DEFAULT_MODEL
         self.subject = Subject.load() if subject is None else subject
@@ -140,7 +144,7 @@ class Panel:
 
 # %% ../nbs/22_explorer.ipynb #22-013
 def _page_file(name: str) -> str:
-    return (Path(farmer.__file__).parent / "page" / name).read_text("utf-8")
+    return (Path(farmer.__path__[0]) / "page" / name).read_text("utf-8")
 
 
 def _canvas(shape: Sequence[int]):  # (C, H, W)
@@ -238,7 +242,7 @@ def _make_output(content: object, name: str):
     return widget.add_class(f"farmer-{name}")
 
 
-def _update_output(widget, content: object) -> None:
+def _update_output(widget, content: Any) -> None:
     "Show a picture, text or figure in the widget that was made for its kind."
     if isinstance(content, (Picture, str)):
         widget.value = getattr(content, "html", content)
@@ -498,7 +502,7 @@ class Mixture(Panel):
         return {
             "image": picture_grid(torch.cat([one, torch.where(here, one, 0.3 * one - 0.5)]), titles=[f"image {image}", f"token {token}"], width=112),
             "figure": _prediction_figure(prediction, (across, up), value),
-            "note": f"This token's z<sup>I</sup>: -log2 of its density is {cost[0]:.1f} given the class {html.escape(_class_name(model, label.item()))},"
+            "note": f"This token's z<sup>I</sup>: -log2 of its density is {cost[0]:.1f} given the class {html.escape(_class_name(model, int(label)))},"
             f" {cost[1]:.1f} without."
             f" The dots are worth {prediction.effective_sample_size:.0f} of 1,000 candidates"
             + ("; the guided density is improper here: trust neither its dots nor its contours." if prediction.improper else "."),
@@ -553,7 +557,7 @@ class YourImage(Panel):
         (costs, shares), (low, high) = self.costs(one), self.subject.bits.quantile(torch.tensor([0.05, 0.95])).tolist()
         best, name, doubt = len(costs) - 1, "no label", ""
         if len(shares):
-            best = shares.argmax().item()
+            best = int(shares.argmax())
             name = f"label {html.escape(_class_name(self.subject.model, best))}"
             doubt = f" <b>The model is unsure</b>: {shares[best]:.0%} for this label." if shares[best] < 0.9 else ""
         doubt = " <b>The model knows nothing like it</b>: a label would be a guess." if costs[best] > high else doubt

@@ -312,10 +312,10 @@ def _prior_step(weights: _Weights, prior: AutoregressivePrior, start: bool) -> b
     return g.file(outputs | {"hidden": (_last(g, hidden), ["B", width]), "next_cache": (stack([stack(pair) for pair in kept]), shape("L + 1"))})
 
 
-def _prior_redundant(weights: _Weights, prior: AutoregressivePrior) -> bytes:
+def _prior_redundant(weights: _Weights, head: MixtureHead) -> bytes:
     "The hidden state behind the last token -> the mixture of the redundant channels."
     g = _Graph(weights)
-    return g.file(_mixture(g, g.input("hidden", ["B", prior.position.shape[1]]), "prior.redundant_head", prior.redundant_head, ["B"]))
+    return g.file(_mixture(g, g.input("hidden", ["B", head.linear.in_features]), "prior.redundant_head", head, ["B"]))
 
 # %% ../nbs/25_export.ipynb #25-019
 _TOLERANCE = 5e-4
@@ -363,7 +363,7 @@ def _graphs(model: Farmer, student: Student | None, half: dict[str, bool]) -> di
         own = weights["prior"], model.prior
         files |= {"prior.onnx": _prior(*own), "prior-start.onnx": _prior_step(*own, start=True), "prior-step.onnx": _prior_step(*own, start=False)}
         if model.prior.redundant_head is not None:
-            files["prior-redundant.onnx"] = _prior_redundant(*own)
+            files["prior-redundant.onnx"] = _prior_redundant(weights["prior"], model.prior.redundant_head)
     return files | {each.file: bytes(each.content) for each in weights.values()}
 
 
@@ -414,7 +414,7 @@ def export_model(
 
 # %% ../nbs/25_export.ipynb #25-022
 def export_pretrained(
-    name: str | os.PathLike,  # as `Farmer.from_pretrained` takes it
+    name: str | Path,  # as `Farmer.from_pretrained` takes it
     folder: str | os.PathLike,
     *,
     data: str | None = None,  # its data set; None: as the model's folder notes, or none
@@ -432,7 +432,7 @@ def export_pretrained(
     return export_model(model, folder, student=student, images=images, labels=labels, name=Path(name).name)
 
 # %% ../nbs/25_export.ipynb #25-024
-_LIVE_PAGE = Path(farmer.__file__).parent / "page" / "live"  # where `make web` puts it
+_LIVE_PAGE = Path(farmer.__path__[0]) / "page" / "live"  # where `make web` puts it
 
 
 class _Files(http.server.SimpleHTTPRequestHandler):
@@ -440,7 +440,7 @@ class _Files(http.server.SimpleHTTPRequestHandler):
 
     extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {".js": "text/javascript"}
 
-    def log_message(self, *parts: object) -> None:
+    def log_message(self, format: str, *parts: object) -> None:
         pass
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 try:
     import fcntl
 except ModuleNotFoundError:  # not a Unix: no locks
-    fcntl = None
+    fcntl = cast(Any, None)
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
@@ -155,7 +155,7 @@ def start_worker(number: int) -> None:
     def listen() -> None:
         while True:
             heard = signal.sigtimedwait(STOP_SIGNALS, 1)
-            if not parent.is_alive() or heard and (heard.si_signo, heard.si_pid) == (signal.SIGTERM, parent.pid):
+            if parent and (not parent.is_alive() or heard and (heard.si_signo, heard.si_pid) == (signal.SIGTERM, parent.pid)):
                 os._exit(1)
 
     if hasattr(signal, "sigtimedwait"):  # not in macOS

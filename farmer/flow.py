@@ -8,15 +8,16 @@ __all__ = ['AutoregressiveBlock', 'Flow', 'autoregressive_flow', 'CouplingBlock'
 # %% ../nbs/03_flow.ipynb #03-005
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .transformer import CausalTransformer, StaticKeyValueCache, no_autograd
+from .transformer import CausalTransformer, StaticKeyValueCache, no_autograd, recorded
 
 # Letters used for shapes:
-# B batch, N tokens, d channels of a token, W width of the transformer, T blocks
+# B batch, N tokens, d channels of a token, T blocks; width is that of the transformer
 
 # %% ../nbs/03_flow.ipynb #03-036
 class AutoregressiveBlock(nn.Module):
@@ -32,9 +33,9 @@ class AutoregressiveBlock(nn.Module):
         tokens: int,  # N
         channels: int,  # d
         *,
-        width: int,  # W
+        width: int,  # of the transformer
         layers: int,  # of the transformer
-        heads: int,  # of its attention, a divisor of W
+        heads: int,  # of its attention, a divisor of the width
         reverse: bool = False,  # read the tokens from last to first
         scale_first: bool = True,  # shift and scale the first token read, too, by learned constants; False: pass it unchanged (paper)
         dropout: float = 0.0,  # inside the transformer, during training
@@ -53,7 +54,7 @@ class AutoregressiveBlock(nn.Module):
         "Between the image's order and the order in which this block reads; its own inverse."
         return tokens.flip(1) if self.reverse else tokens
 
-    def shift_and_log_scale(self, hidden: Tensor) -> Tensor:  # (..., W) -> (..., 2 d): shift, then log-scale
+    def shift_and_log_scale(self, hidden: Tensor) -> Tensor:  # (..., width) -> (..., 2 d): shift, then log-scale
         "The block's prediction, in float32 or better whatever the transformer computed in."
         predicted = self.output(hidden)
         return predicted.to(torch.promote_types(predicted.dtype, torch.float32))
@@ -64,7 +65,8 @@ class AutoregressiveBlock(nn.Module):
         predicted = self.shift_and_log_scale(self.transformer(read))
         if not self.scale_first:
             predicted = F.pad(predicted[:, 1:], (0, 0, 1, 0))
-        return self.turn(predicted).chunk(2, dim=-1)
+        shift, log_scale = self.turn(predicted).chunk(2, dim=-1)
+        return shift, log_scale
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z, and log-scales in nats, (B, N, d) each
         shift, log_scale = self.predict(x)
@@ -94,19 +96,9 @@ def _stepwise_inverse(block: AutoregressiveBlock, z: Tensor, x: Tensor) -> None:
 
 # %% ../nbs/03_flow.ipynb #03-047
 def _replay(step: Callable[[], None], restart: Callable[[], None], times: int) -> None:
-    "Record `step` as a CUDA graph and replay it, so that a step costs one launch and not one for each operation."
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()  # once before the recording: libraries set themselves up, autocast casts the weights
-    torch.cuda.current_stream().wait_stream(stream)
-    restart()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    for _ in range(times):
-        graph.replay()
-    torch.cuda.synchronize()  # before the graph and its memory go
+    with recorded(step, restart) as replay:
+        for _ in range(times):
+            replay()
 
 
 def _recorded_inverse(block: AutoregressiveBlock, z: Tensor, x: Tensor, repeat: Callable = _replay) -> None:  # 2 x (B, N, d), in reading order
@@ -139,13 +131,13 @@ class Flow(nn.Module):
 
     def __init__(self, blocks: Iterable[nn.Module]):  # T of them, 1 or more
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks: Any = nn.ModuleList(blocks)
         if not self.blocks:
             raise ValueError("a flow of 0 blocks maps nothing; choose 1 block or more")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> z, and log-scales in nats, (B, N, d) each
         "The sum of the log-scales over tokens and channels is log|det dz/dx|."
-        total: Tensor | float = 0.0
+        total: Any = 0.0
         for block in self.blocks:
             x, log_scale = block(x)
             total = total + log_scale
@@ -164,9 +156,9 @@ def autoregressive_flow(
     channels: int,  # d
     *,
     blocks: int,  # T, 1 or more
-    width: int,  # W
+    width: int,  # of the transformer
     layers: int,  # transformer layers of each block
-    heads: int,  # a divisor of W
+    heads: int,  # a divisor of the width
     scale_first: bool = True,  # as in AutoregressiveBlock
     dropout: float = 0.0,
 ) -> Flow:
@@ -174,7 +166,7 @@ def autoregressive_flow(
     size = {"width": width, "layers": layers, "heads": heads, "scale_first": scale_first, "dropout": dropout}
     return Flow(AutoregressiveBlock(tokens, channels, reverse=index % 2 == 1, **size) for index in range(blocks))
 
-# %% ../nbs/03_flow.ipynb #03-081
+# %% ../nbs/03_flow.ipynb #03-087
 class CouplingBlock(nn.Module):
     """One block of a coupling flow (Jet): the first channels of `order` pass, the others are shifted and scaled by what those say.
 
@@ -188,9 +180,9 @@ class CouplingBlock(nn.Module):
         tokens: int,  # N
         order: Tensor,  # (d,) a permutation of the channels, whose first half passes
         *,
-        width: int,  # W
+        width: int,  # of the transformer
         layers: int,  # of the transformer
-        heads: int,  # of its attention, a divisor of W
+        heads: int,  # of its attention, a divisor of the width
         dropout: float = 0.0,  # inside the transformer, during training
     ):
         super().__init__()
@@ -205,7 +197,8 @@ class CouplingBlock(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:  # (B, N, d) -> passing channels, and the others
-        return tokens[..., self.order].tensor_split([self.passing], dim=-1)
+        passing, others = tokens[..., self.order].tensor_split([self.passing], dim=-1)
+        return passing, others
 
     def join(self, passing: Tensor, others: Tensor) -> Tensor:  # -> (B, N, d)
         return torch.cat([passing, others], dim=-1)[..., self.order.argsort()]
@@ -227,15 +220,15 @@ class CouplingBlock(nn.Module):
         shift, log_scale = self.predict(passing)
         return self.join(passing, torch.addcmul(shift, others, torch.exp(-log_scale)))
 
-# %% ../nbs/03_flow.ipynb #03-083
+# %% ../nbs/03_flow.ipynb #03-088
 def coupling_flow(
     tokens: int,  # N
     channels: int,  # d, 2 or more
     *,
     blocks: int,  # T, 1 or more
-    width: int,  # W
+    width: int,  # of the transformer
     layers: int,  # transformer layers of each block
-    heads: int,  # a divisor of W
+    heads: int,  # a divisor of the width
     dropout: float = 0.0,
 ) -> Flow:
     "A baseline, fast both ways: coupling blocks in pairs, each pair with a random half of the channels and its complement."

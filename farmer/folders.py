@@ -235,7 +235,7 @@ def _as_shown(file: Image.Image) -> Image.Image:  # RGB
     if page.mode in ("P", "PA") or page.has_transparency_data:
         page = page.convert("RGBA" if page.has_transparency_data else "RGB")
     if transform := _to_screen(file.info.get("icc_profile", b""), page.mode):
-        page = ImageCms.applyTransform(page, transform)
+        page = ImageCms.applyTransform(page, transform) or page
     if page.mode == "RGBA":
         page = Image.alpha_composite(Image.new("RGBA", page.size, "white"), page)
     return page if page.mode == "RGB" else page.convert("RGB")
@@ -268,7 +268,7 @@ def decode_image(content: bytearray) -> Tensor:  # (3, height, width) uint8
         if upright and not _to_screen(head.info.get("icc_profile", b""), head.mode):
             from torchvision.io import decode_jpeg  # when it is needed: it takes as long to load as torch
 
-            return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8)).expand(3, -1, -1)
+            return torch.as_tensor(decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))).expand(3, -1, -1)
     return torch.from_numpy(np.array(read_picture(content))).permute(2, 0, 1)
 
 # %% ../nbs/11_folders.ipynb #11-023

@@ -49,7 +49,7 @@ _FONTS = (
 @functools.lru_cache(maxsize=None)
 def _stencils() -> tuple[tuple[Image.Image, ...], ...]:
     "Stencils of every font of `_FONTS` and every digit, made once per process."
-    return tuple(tuple(_stencil(_font_folder() / f"{font}.ttf", digit) for digit in "0123456789") for font in _FONTS)
+    return tuple(tuple(filter(None, (_stencil(_font_folder() / f"{font}.ttf", digit) for digit in "0123456789"))) for font in _FONTS)
 
 # %% ../nbs/09_glyphs.ipynb #09-016
 _SIZE, _OVERSAMPLING = 16, 4  # pixels of an image; finer canvas on which it is rendered
@@ -76,7 +76,7 @@ def _place_stencil(
     y = _OVERSAMPLING * (_SIZE / 2 + min(max(down, -room[1]), room[1]))
     a, b = math.cos(tilt) / scale / _OVERSAMPLING, math.sin(tilt) / scale / _OVERSAMPLING
     back = (a, b, width / 2 - a * x - b * y, -b, a, height / 2 + b * x - a * y)  # from the canvas to the stencil
-    canvas = stencil.transform((_SIZE * _OVERSAMPLING,) * 2, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
+    canvas = stencil.transform((_SIZE * _OVERSAMPLING, _SIZE * _OVERSAMPLING), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
     return np.asarray(canvas.reduce(_OVERSAMPLING))
 
 

@@ -34,7 +34,7 @@ class Draw:
     fallback: Tensor
     "(B,) bool: the way of guiding had to do something else here; its docstring says what"
 
-
+# %% ../nbs/06_guidance.ipynb #06-016
 def resample(
     candidates: Tensor,  # (S, B, D)
     log_weight: Tensor,  # (S, B), up to a constant
@@ -50,7 +50,7 @@ def resample(
     values = candidates.gather(0, chosen.unsqueeze(-1).expand(-1, -1, candidates.shape[-1]))
     return Draw(values, 1 / probability.square().sum(0), fallback)
 
-# %% ../nbs/06_guidance.ipynb #06-024
+# %% ../nbs/06_guidance.ipynb #06-025
 @dataclass(frozen=True)
 class Guidance(ABC):
     """A way to draw from guided mixtures, `p'(z) ~ p_c(z)^(1+w) p_u(z)^(-w)` (paper, resampling classifier-free guidance).
@@ -98,7 +98,7 @@ class Guidance(ABC):
         "The redundant channels of all tokens."
         return Ancestral().draw_redundant(self.proposal(conditional), tokens, generator), None
 
-# %% ../nbs/06_guidance.ipynb #06-026
+# %% ../nbs/06_guidance.ipynb #06-027
 @dataclass(frozen=True)
 class ResamplingGuidance(Guidance):
     """The paper's resampling guidance: candidates from both mixtures, each weighed by p' over the mixture it came from.
@@ -108,9 +108,9 @@ class ResamplingGuidance(Guidance):
     """
 
     conditional_candidates: int = 5
-    "s_c: candidates from p_c"
+    "candidates from p_c (s_c in the paper)"
     unconditional_candidates: int = 5
-    "s_u: candidates from p_u"
+    "candidates from p_u (s_u in the paper)"
     redundant_candidates: int = 64
     "candidates from each mixture in the pool of the redundant channels; the paper only says that it is larger"
     proposal_weight_temperature: float = 1.0
@@ -155,7 +155,7 @@ class ResamplingGuidance(Guidance):
         drawn = resample(torch.cat(values, dim=1).transpose(0, 1), log_weight.T, generator, draws=tokens)
         return drawn.value.transpose(0, 1), drawn.effective_sample_size
 
-# %% ../nbs/06_guidance.ipynb #06-034
+# %% ../nbs/06_guidance.ipynb #06-035
 @dataclass(frozen=True)
 class RejectionGuidance(Guidance):
     """What the published code of GIVT and JetFormer does: rejection, one component and one dimension at a time.
@@ -194,7 +194,7 @@ class RejectionGuidance(Guidance):
         value = torch.where(failed, own.loc + own.scale * torch.randn(own.loc.shape, generator=generator, **options), value)
         return Draw(value.unsqueeze(0), torch.ones_like(value[:, 0]), failed.any(-1))
 
-# %% ../nbs/06_guidance.ipynb #06-043
+# %% ../nbs/06_guidance.ipynb #06-044
 def is_improper(conditional: GaussianMixture, unconditional: GaussianMixture, scale: float) -> Tensor:  # batch shape -> bool
     """Whether `p_c^(1+w) p_u^(-w)` does not fall off along the axis of some channel, so that it is no density at all.
 
@@ -203,7 +203,7 @@ def is_improper(conditional: GaussianMixture, unconditional: GaussianMixture, sc
     flattest_c, flattest_u = (torch.exp(-2 * mixture.component_log_scale).amin(-2) for mixture in (conditional, unconditional))
     return ((1 + scale) * flattest_c <= scale * flattest_u).any(-1)
 
-# %% ../nbs/06_guidance.ipynb #06-046
+# %% ../nbs/06_guidance.ipynb #06-047
 @dataclass
 class GuidanceReport:
     "What happened while guided latents were drawn, token by token in the order in which the prior read them."
@@ -229,7 +229,7 @@ class GuidanceReport:
             f" class settled (p > 0.9) in {(settled > 0.9).float().mean():.0%} of images"
         )
 
-# %% ../nbs/06_guidance.ipynb #06-047
+# %% ../nbs/06_guidance.ipynb #06-048
 class Guided(Ancestral):
     """The policy of one guided run of the prior's token loop: it keeps a `report` of what happened.
 
@@ -270,9 +270,9 @@ class Guided(Ancestral):
         if not self.steps:
             return None
         pool = None if self.pool_size is None else self.pool_size.clone()  # outside inference mode, in which it was made
-        return GuidanceReport(*(torch.stack(column, dim=1) for column in (*zip(*self.steps), self.log_posterior)), pool)
+        return GuidanceReport(*(torch.stack(column, dim=1) for column in (*zip(*self.steps), self.log_posterior)), pool_effective_sample_size=pool)
 
-# %% ../nbs/06_guidance.ipynb #06-059
+# %% ../nbs/06_guidance.ipynb #06-060
 @dataclass(frozen=True)
 class PosteriorGuidance(Guidance):
     """The default: resampling guidance that stops pulling once the class is settled.

@@ -10,22 +10,23 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import farmer
-from .checks import Inverse, check_architecture, check_generator, check_guidable, check_images, check_inverse, check_labels, check_latents, check_levels
+from .checks import Bindable, Inverse, check_architecture, check_generator, check_guidable, check_images, check_inverse
+from .checks import check_labels, check_latents, check_levels
 from .flow import Flow, autoregressive_flow, coupling_flow
 from .guidance import Guidance, GuidanceReport, Guided, PosteriorGuidance
 from .patches import ChannelBasis, bits_per_dimension, dequantize, patchify, unpatchify
 from .prior import Ancestral, AutoregressivePrior, ChannelPartition, StandardNormalPrior
 
 # Letters used for shapes:
-# B batch, C H W channels, height and width of an image, N tokens, d = d_I + d_R informative and redundant channels
+# B batch, C H W colour channels, height and width of an image, N tokens, d = d_I + d_R informative and redundant channels
 
-# %% ../nbs/07_model.ipynb #07-016
+# %% ../nbs/07_model.ipynb #07-015
 @dataclass(frozen=True)
 class FarmerConfig:
     "Everything that fixes the architecture of a FARMER. Raises ValueError for values that do not fit together."
@@ -86,7 +87,7 @@ class FarmerConfig:
     def token_channels(self) -> int:  # d
         return self.image_shape[0] * self.patch_size**2
 
-
+# %% ../nbs/07_model.ipynb #07-016
 def _make_flow(config: FarmerConfig) -> Flow:
     "The invertible map that a configuration asks for."
     size = {"blocks": config.flow_blocks, "width": config.flow_width, "layers": config.flow_layers, "heads": config.flow_width // config.head_width}
@@ -165,8 +166,8 @@ class Farmer(nn.Module):
         self.class_names: tuple[str, ...] = ()  # of the labels 0, 1, ..., saved with the weights; empty where nobody has named them
         self.basis = ChannelBasis(config.token_channels)
         self.flow = _make_flow(config)
-        self.prior = _make_prior(config)
-        self.partition = self.prior.partition
+        self.prior: Any = _make_prior(config)
+        self.partition: ChannelPartition = self.prior.partition
 
     @property
     def device(self) -> torch.device:
@@ -196,7 +197,7 @@ class Farmer(nn.Module):
     ) -> LogProb:
         "image -> patches -> basis -> flow -> prior -> log p. No argument is checked."
         z, log_scale = self.flow(self.tokens_of(images))
-        return LogProb(*self.prior(z, labels), log_scale)
+        return LogProb(*self.prior(z, labels), log_scale=log_scale)
 
     def log_prob(self, images: Tensor, labels: Tensor | Sequence[int] | None = None) -> Tensor:  # (B, C, H, W), (B,) -> (B,) nats
         "Exact log-density of images in [-1, 1], given their labels; without labels, that of the null class, learned by label dropout."
@@ -249,7 +250,7 @@ class Farmer(nn.Module):
     def way_back(self, inverse: Inverse | None) -> Callable[[Tensor], Tensor]:
         "From z to x. An `inverse` with a method `bind` is asked for its way back through this flow."
         check_inverse(inverse)
-        if hasattr(inverse, "bind"):
+        if isinstance(inverse, Bindable):
             return inverse.bind(self.flow)
         return self.flow.inverse if inverse is None else inverse
 
@@ -290,7 +291,7 @@ class Farmer(nn.Module):
         farmer.pretrained.save_model(self, folder, half)
 
     def push_to_hub(
-        self, repo_id: str, evaluation: Mapping | None = None, private: bool = False, student: nn.Module | None = None,
+        self, repo_id: str, evaluation: Mapping | None = None, private: bool = False, student: "farmer.Student | None" = None,
         run: str | os.PathLike | None = None, license: str = "apache-2.0",
     ) -> str:
         "Upload to the Hugging Face hub as `owner/name`, with a card; the address. Arguments are those of `farmer.pretrained.push_model`."

@@ -24,8 +24,9 @@ from .plots import save_images
 
 # %% ../nbs/18_objectives.ipynb #18-006
 def images_at_once(config: FarmerConfig) -> int:
-    "How many images fit into about two gigabytes while their density is computed: 500, fewer of a large model."
-    values = config.tokens * config.components * 2 * (config.informative_channels or config.token_channels)  # that the prior predicts for an image
+    "How many images fit into about two gigabytes while they are drawn, or their density is computed: 500, fewer of a large model."
+    channels = config.token_channels  # of which the flow holds several versions, and the prior the parameters of mixtures
+    values = config.tokens * max(6 * channels, config.components * 2 * (config.informative_channels or channels))
     return max(1, min(500, 2**27 // values))
 
 
@@ -88,7 +89,7 @@ class Likelihood:
         found = self.module(images, labels)
         parts = {"informative": found.informative.sum(1), "redundant": found.redundant.sum(1), "logdet": found.logdet}
         parts = {name: part / images[0].numel() for name, part in parts.items()}
-        return -sum(parts.values()), parts
+        return -(parts["informative"] + parts["redundant"] + parts["logdet"]), parts
 
     def figures(self, means: dict[str, float]) -> dict[str, float]:
         return {"loss": -sum(means.values()), **means}

@@ -31,7 +31,7 @@ def dequantize(
         numbers = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
     return images + (numbers - 0.5) * (2 / (levels - 1))
 
-# %% ../nbs/01_patches.ipynb #01-034
+# %% ../nbs/01_patches.ipynb #01-028
 def bits_per_dimension(
     log_density: Tensor,  # (B,) nats, of uniformly dequantised images in [-1, 1]
     dimensions: int,  # C H W
@@ -40,7 +40,7 @@ def bits_per_dimension(
     "-log2(p Delta^D) / D, Delta = 2 / (levels - 1), D dimensions: its mean over the noise bounds the cost of the discrete image (Theis et al., 2016)."
     return -(log_density / dimensions + math.log(2 / (levels - 1))) / math.log(2)
 
-# %% ../nbs/01_patches.ipynb #01-042
+# %% ../nbs/01_patches.ipynb #01-036
 def add_gaussian_noise(
     images: Tensor,  # (B, C, H, W)
     std: float,  # standard deviation of the noise, in units of the image's [-1, 1]
@@ -61,7 +61,7 @@ def cosine_schedule(
     "Half a cosine from `start` to `end`: the paper's schedule of the noise and of the learning rate."
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
-# %% ../nbs/01_patches.ipynb #01-058
+# %% ../nbs/01_patches.ipynb #01-055
 def _check_patch_size(patch_size: int, height: int, width: int) -> None:
     "Raise ValueError unless patches tile the image."
     if patch_size < 1 or height % patch_size or width % patch_size:
@@ -94,26 +94,26 @@ def unpatchify(
     grid = tokens.unflatten(2, (channels, patch_size, patch_size)).unflatten(1, (height // patch_size, width // patch_size))
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # from (B, H/P, W/P, C, P, P) by way of (B, C, H/P, P, W/P, P)
 
-# %% ../nbs/01_patches.ipynb #01-070
-def principal_components(samples: Tensor) -> Tensor:  # (n, d) -> (d, d), rows orthonormal, largest variance first
+# %% ../nbs/01_patches.ipynb #01-064
+def principal_components(samples: Tensor) -> Tensor:  # (tokens, d) -> (d, d), rows orthonormal, largest variance first
     "The principal directions of `samples`, from the eigenvectors of their covariance in float64."
     centred = samples.double() - samples.double().mean(0)
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.T.flip(0)
     largest = directions.abs().argmax(1, keepdim=True)  # fix the sign, which eigh leaves open
     return directions * directions.gather(1, largest).sign()
 
-# %% ../nbs/01_patches.ipynb #01-072
+# %% ../nbs/01_patches.ipynb #01-066
 LUMA_CHROMA = torch.cat([torch.full((1, 3), 3**-0.5, dtype=torch.float64), torch.from_numpy(CHROMA_AXES)])
 "(3, 3), orthonormal rows: luma and two chroma axes of RGB"
 
 
-def _luma_chroma_components(samples: Tensor) -> Tensor:  # (n, 3 P^2) tokens of RGB patches -> (3 P^2, 3 P^2), rows orthonormal
+def _luma_chroma_components(samples: Tensor) -> Tensor:  # (tokens, 3 P^2) of RGB patches -> (3 P^2, 3 P^2), rows orthonormal
     "Principal components of the luma of a patch, largest variance first, then those of each of its two chroma planes."
     planes = torch.einsum("ac,ncp->anp", LUMA_CHROMA, samples.double().unflatten(1, (3, -1)))
     components = torch.stack([principal_components(plane) for plane in planes])
     return torch.einsum("akp,ac->akcp", components, LUMA_CHROMA).flatten(2).flatten(0, 1)
 
-# %% ../nbs/01_patches.ipynb #01-074
+# %% ../nbs/01_patches.ipynb #01-068
 def _rotate(tokens: Tensor, matrix: Tensor) -> Tensor:  # (B, N, d), (d, d) -> (B, N, d)
     "Their product in the matrix's precision, whatever autocast is on: it is cheap, and densities feel its rounding."
     device = tokens.device.type
@@ -129,9 +129,11 @@ class ChannelBasis(nn.Module):
     each plane over the patch, and puts the luma channels first.
     """
 
+    matrix: Tensor  # Q: (d, d), its rows are the new axes
+
     def __init__(self, channels: int):  # d, channels of a token
         super().__init__()
-        self.register_buffer("matrix", torch.eye(channels))  # Q: (d, d), its rows are the new axes
+        self.register_buffer("matrix", torch.eye(channels))
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, N, d) -> (B, N, d)
         return _rotate(tokens, self.matrix.T)
@@ -142,7 +144,7 @@ class ChannelBasis(nn.Module):
     @torch.no_grad()
     def fit(
         self,
-        images: Tensor,  # (n, C, H, W), some thousands of training images
+        images: Tensor,  # (images, C, H, W), some thousands of training images
         patch_size: int,  # P
         kind: str,  # "pixels", "pca" or "luma-chroma"
     ) -> "ChannelBasis":

@@ -33,7 +33,7 @@ from .model import Farmer, FarmerConfig
 # %% ../nbs/10_pretrained.ipynb #10-007
 _FORMAT_VERSION = 1
 _CONFIGURATION = "the configuration of a FARMER", {"farmer_format": int | float | str | None}  # the version, of whatever type
-EMBEDDED = Path(farmer.__file__).parent / "pretrained"
+EMBEDDED = Path(farmer.__path__[0]) / "pretrained"
 
 
 def embedded_models() -> list[str]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from .mixture import GaussianMixture, MixtureHead
-from .transformer import CausalTransformer, no_autograd
+from .transformer import CausalTransformer, KeyValueCache, StaticKeyValueCache, no_autograd, stepping
 
 # Letters used for shapes:
 # B batch, N tokens, d = d_I + d_R informative and redundant channels, K and K_R mixture components, M repeats, W width
 
-# %% ../nbs/05_prior.ipynb #05-017
+# %% ../nbs/05_prior.ipynb #05-018
 class ChannelPartition:
     "The first `informative` channels of a token are z^I, the rest z^R. With all of them informative there is no z^R."
 
@@ -33,7 +33,7 @@ class ChannelPartition:
     def join(self, informative: Tensor, redundant: Tensor) -> Tensor:  # (..., d_I), (..., d_R) -> (..., d)
         return torch.cat([informative, redundant], dim=-1)
 
-# %% ../nbs/05_prior.ipynb #05-028
+# %% ../nbs/05_prior.ipynb #05-029
 class Ancestral:
     """The plain policy of the prior's token loop: draw each token from the mixture that the prior predicts for it.
 
@@ -51,7 +51,7 @@ class Ancestral:
     def draw_redundant(self, shared: GaussianMixture, tokens: int, generator: torch.Generator | None) -> Tensor:  # (B, 1) -> (B, N, d_R)
         return shared.sample((tokens,), generator).squeeze(2).transpose(0, 1)
 
-# %% ../nbs/05_prior.ipynb #05-030
+# %% ../nbs/05_prior.ipynb #05-031
 class AutoregressivePrior(nn.Module):
     """The density of the latents, `p(Z | c) = prod_n p(z^I_n | z^I_<n, c) prod_n p(z^R_n | Z^I, c)` (paper, AR prior).
 
@@ -131,16 +131,17 @@ class AutoregressivePrior(nn.Module):
         copies, first = sequences.shape[0] // labels.shape[0], self.condition_repeats
         informative = self.position.new_empty(labels.shape[0], self.tokens, self.partition.informative)
         with no_autograd(labels.device):
-            cache = self.transformer.new_cache(sequences.shape[0], first + self.tokens)
+            cache = self.transformer.new_cache(sequences.shape[0], first + self.tokens, StaticKeyValueCache if labels.is_cuda else KeyValueCache)
             hidden = self.transformer(self.prefix(sequences), cache)[:, -1]
-            for n in range(self.tokens):
-                informative[:, n] = policy.draw(self.informative_head(hidden), generator)
-                read = self.input(informative[:, n]) + self.position[first + n]
-                hidden = self.transformer.step(read.repeat(copies, 1), cache)
+            with stepping(self.transformer, cache) as step:
+                for n in range(self.tokens):
+                    informative[:, n] = policy.draw(self.informative_head(hidden), generator)
+                    read = self.input(informative[:, n]) + self.position[first + n]
+                    hidden = step(read.repeat(copies, 1))
             redundant = policy.draw_redundant(self.redundant_mixture(hidden), self.tokens, generator)
         return self.turn(self.partition.join(informative, redundant))
 
-# %% ../nbs/05_prior.ipynb #05-037
+# %% ../nbs/05_prior.ipynb #05-038
 class StandardNormalPrior(nn.Module):
     "All channels of all tokens independent N(0, 1), whatever the label. Over all channels it is TarFlow's prior: a baseline."
 
@@ -165,7 +166,7 @@ class StandardNormalPrior(nn.Module):
         shape = (labels.shape[0], *self.mean.shape)
         return torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
 
-# %% ../nbs/05_prior.ipynb #05-043
+# %% ../nbs/05_prior.ipynb #05-049
 def drop_labels(
     labels: Tensor,  # (B,) integers
     probability: float,  # of replacing a label by the null class

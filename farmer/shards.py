@@ -18,7 +18,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, BinaryIO, Literal, cast
 
 import numpy as np
 import torch
@@ -369,7 +369,7 @@ def _tar_images(path: Path) -> list[tuple[int, int, int]]:
                     continue
                 if name in found:
                     raise ValueError(f"two {'pictures' if found is images else 'labels'} of {printable(name)}")
-                found[name] = (member.offset_data, member.size) if found is images else int(tar.extractfile(member).read(32))
+                found[name] = (member.offset_data, member.size) if found is images else int(cast(IO[bytes], tar.extractfile(member)).read(32))
     except (tarfile.TarError, ValueError) as error:
         raise ValueError(f"shard {path} is damaged, or has two pictures of a sample or labels that are no numbers ({error}): get it again") from None
     images = {name: place for name, place in images.items() if name in labels or _sample_key(name) == name or _sample_key(name) not in images}

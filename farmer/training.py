@@ -10,11 +10,11 @@ import copy
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class Objective(Protocol):
 
     unit: str  # of the loss in the log
     config: FarmerConfig  # of the model; data must fit it
-    module: nn.Module  # whose weights are trained
+    module: Any  # nn.Module, whose weights are trained
 
     def to(self, device: torch.device) -> None: ...  # move all that it computes with
     def identity(self, dataset: ImageDataset) -> str: ...  # what a checkpoint must share with a run, besides both configurations
@@ -103,11 +103,11 @@ class Objective(Protocol):
     def flops(self) -> int: ...  # operations to train on one image
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...  # (B,) of noised images, and its parts
     def figures(self, means: dict[str, float]) -> dict[str, float]: ...  # for the log, `loss` among them, from the parts' means
-    def held_out(self, module: nn.Module, dataset: ImageDataset, images: int) -> float: ...  # error on clean images, at most so many
-    def save_samples(self, module: nn.Module, path: Path, seed: int) -> dict[str, float]: ...  # a grid of them, and figures about them
+    def held_out(self, module: Any, dataset: ImageDataset, images: int) -> float: ...  # error on clean images, at most so many
+    def save_samples(self, module: Any, path: Path, seed: int) -> dict[str, float]: ...  # a grid of them, and figures about them
 
 # %% ../nbs/16_training.ipynb #16-011
-def _local(tensors: list[Tensor]) -> list[Tensor]:
+def _local(tensors: Sequence[Tensor]) -> list[Tensor]:
     "The parts that this rank holds: all of them, unless they are shared out."
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
@@ -163,14 +163,15 @@ class _Log:
 
     def write(self, record: dict) -> None:
         "Add a record; TensorBoard gets numbers as curves, the grid of samples as a picture."
-        if not self.first:
+        if self.first:
+            with open(self.folder / "log.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
+        if self.board is None:
             return
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in record.items() if self.board else ():
+        for name, value in record.items():
             if isinstance(value, (int, float)) and name != "step":
                 self.board.add_scalar(name, value, record["step"])
-        if self.board and "samples" in record:
+        if "samples" in record:
             self.board.add_image("samples", np.asarray(Image.open(self.folder / record["samples"])), record["step"], dataformats="HWC")
             self.board.flush()
 
@@ -218,7 +219,7 @@ def _check_newest(folder: Path, step: int) -> None:
     later = lambda path: path is not None and path.name > f"step-{step:08d}"
     with redirect_stdout(io.StringIO()):  # what is damaged was said when the trainer was made
         found = newest_checkpoint(folder) if any(map(later, checkpoints(folder))) else None
-    if later(found):
+    if found is not None and later(found):
         raise ValueError(f"this Trainer is at step {step}, its folder at {found.name}: another process has gone on; make a new Trainer, which goes on from there")
 
 
@@ -381,7 +382,7 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> dict:
         "Held-out figures of the latest and of the averaged weights, and a grid of samples of the latter: by rank 0, while others wait."
-        record, images, on_first = {"step": self.step}, self.config.evaluation_images, self.ranks.on_first
+        record, images, on_first = dict[str, float](step=self.step), self.config.evaluation_images, self.ranks.on_first
         for name, module in (("latest", self.model), ("average", self.ema)):
             whole = self.whole(module)
             record[f"held_out_{name}"] = on_first(lambda: self.objective.held_out(whole, self.held_out, images))
@@ -390,10 +391,10 @@ class Trainer:
         if self.copy is not None:
             self.copy.cpu()
         self.speed.restart(self.step)
-        left_out = {"held_out_unreadable": len(self.held_out.left_out)} if self.held_out.left_out else {}
+        left_out = {"held_out_unreadable": len(self.held_out.complaints)} if self.held_out.complaints else {}
         return {**record, **left_out, **figures, "samples": samples}
 
-    def whole(self, module: nn.Module) -> nn.Module | None:
+    def whole(self, module: nn.Module) -> Any:
         "`model` or `ema` as one complete module. In a process group all ranks must call this, and only rank 0 gets it: its one copy."
         if not self.ranks.active:
             return module

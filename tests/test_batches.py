@@ -137,7 +137,7 @@ def test_only_readable_images(capsys):
     for _ in range(2):
         images, labels = partly.batch(range(5))
         assert torch.equal(images, whole[0]) and torch.equal(labels, whole[1])
-    assert partly.left_out == {1: "gone", 4: "gone"} and capsys.readouterr().out == "gone (1 of 10 so far; left out)\ngone (2 of 10 so far; left out)\n"
+    assert partly.complaints == {1: "gone", 4: "gone"} and capsys.readouterr().out == "gone (1 of 10 so far; left out)\ngone (2 of 10 so far; left out)\n"
     assert torch.equal(partly.batch(torch.tensor([5, 6]))[0], data.batch([5, 6])[0])
     complaint(ValueError, lambda: partly.batch([4, 1]), "none of 2 images can be read, the last: gone")
 

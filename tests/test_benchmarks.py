@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 GPU = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
+MEMORY = GPU.with_name("memory.py")
 PARTS = ("speed", "precision", "recipe", "feed", "photos")
 
 
@@ -22,3 +23,16 @@ def test_the_parts_of_make_gpu_run(tmp_path):
 def test_an_unknown_part_is_named():
     done = subprocess.run([sys.executable, GPU, "--rehearse", "spead"], capture_output=True, text=True)
     assert done.returncode == 2 and "spead: unknown; there are tests, inversion" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_memory_benchmark_run(tmp_path):
+    for part, images in (("sample", 1000), ("kill", 1000), ("resume", 1000), ("evaluate", 100)):
+        command = [sys.executable, MEMORY, part, "--preset", "photos", "--images", str(images), "--out", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "memory.json").read_text())
+    assert all(0.1 < row["GB a process, at most"] < 3 for what, row in found.items() if what != "where")
+    assert found["sample 1000 into a folder, killed"]["images by then"] >= 500
+    assert found["sample 1000 into the same folder"]["those as in the archive"] == 1000
+    assert found["evaluate 100 samples, ranks: 2"]["the same figures as by 1"]

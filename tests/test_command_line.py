@@ -578,7 +578,7 @@ def test_a_picture_is_written_whole_or_not_at_all(many, tmp_path, capsys):
 
 
 def test_a_large_model_is_sampled_in_few_images_at_once(many, tmp_path):
-    "The batch follows what the prior predicts for an image: 500 for a small model, 32 for one of ImageNet, and each has a seed of its own."
+    "The batch follows what the prior predicts for an image: 500 for a small model, 32 for one of ImageNet; and each has a seed of its own."
     drawn, latents = [], Farmer.sample_latents
 
     def counted(model, labels, **options):
@@ -592,6 +592,8 @@ def test_a_large_model_is_sampled_in_few_images_at_once(many, tmp_path):
     assert drawn == [7, 7, 7, 3] and pictures[0] == pictures[1]
     assert cli.images_at_once(Farmer.from_pretrained(many).config) == 500
     assert [cli.images_at_once(PRESETS[f"imagenet256-1.9b-p{patch}"].model) for patch in (16, 8)] == [32, 32]
+    few_components = replace(PRESETS["imagenet256-1.1b-p16"].model, components=1)
+    assert 100 <= cli.images_at_once(few_components) <= 120  # then the images themselves are what fills the memory
 
 
 # --- Faults of the machine, and terminals

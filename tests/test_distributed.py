@@ -22,7 +22,7 @@ from farmer import objectives
 from farmer.batches import BatchStream
 from farmer.checkpoints import checkpoints
 from farmer.cli import main
-from farmer.distributed import ExecutionConfig, forward_flops, peak_flops, process_group
+from farmer.distributed import ExecutionConfig, best_device, forward_flops, peak_flops, process_group
 from farmer.folders import FolderDataset
 from farmer.inversion import Student
 from farmer.model import Farmer
@@ -292,6 +292,20 @@ def test_operations_are_counted():
 def test_peaks_of_gpus(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) == (peak and peak * 1e12) and peak_flops(torch.device("cpu")) is None
+
+
+def test_a_mac_whose_gpu_does_not_work_computes_on_its_cpu(monkeypatch):
+    "Virtual ones say that they have one, and refuse to give any memory of it."
+
+    def refuse(*size, device):
+        raise RuntimeError("MPS backend out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", refuse)
+    assert best_device() == torch.device("cpu")
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    assert best_device() == torch.device("mps")
 
 
 # --- Faults

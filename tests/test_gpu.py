@@ -1,4 +1,5 @@
 "On a CUDA device the same model, in the same numbers as far as its arithmetic allows: `make gpu`."
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from helpers import LABELS, clean_images, make_trainer, short_training, small
 from torch.testing import assert_close
 
-from farmer import Farmer, Jacobi, Student, certify
+from farmer import Farmer, Jacobi, Student, certify, transformer
 from farmer.distributed import ExecutionConfig
 from farmer.guidance import PosteriorGuidance, RejectionGuidance, ResamplingGuidance
 
@@ -30,6 +31,20 @@ def test_samples_are_repeatable_and_certified(guidance):
     assert torch.equal(first.informative, again.informative)
     images = model.decode(first)
     assert images.isfinite().all() and certify(model, images, first, labels).residual.max() < 1e-3
+
+
+@pytest.mark.parametrize("guidance", [0.0, PosteriorGuidance(2.0), ResamplingGuidance(1.0), RejectionGuidance(1.0)])
+def test_the_recorded_loop_of_the_prior_draws_what_the_plain_one_does(monkeypatch, guidance):
+    @contextmanager
+    def plainly(step, restart):
+        yield step
+
+    model = Farmer.from_pretrained("digits").double().cuda()
+    draw = lambda: model.sample_latents(torch.arange(10), guidance=guidance, generator=torch.Generator("cuda").manual_seed(0))
+    recorded = [draw(), draw()]
+    monkeypatch.setattr(transformer, "recorded", plainly)
+    for latents in recorded:
+        assert_close((latents.informative, latents.redundant), ((plain := draw()).informative, plain.redundant))
 
 
 def test_a_student_moves_with_to():

@@ -3,6 +3,7 @@
 An operation that mixes devices fails, and so does one that asks for a value, which on a GPU makes the host wait for it. What
 checks the input for users asks for values by its nature; it is left out here.
 """
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -10,11 +11,22 @@ import torch
 from helpers import LABELS, SMALL, clean_images, small
 from test_flow import plainly  # in place of a recording: the steps one after another
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from farmer import Farmer, FarmerConfig, Student, flow, guidance, inversion, model
+from farmer import Farmer, FarmerConfig, Student, flow, guidance, inversion, model, prior, transformer
 from farmer.analysis import VariationalGuidance, redraw_redundant, swap_redundant
+from farmer.transformer import StaticKeyValueCache
 
 IMAGES = 6
+
+
+@contextmanager
+def unrecorded(step, restart):
+    "In place of a recording: the step itself, after one for warming up."
+    step()
+    restart()
+    yield step
 
 
 @pytest.fixture
@@ -27,6 +39,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(inversion, "check_latents", lambda *_: None)
     monkeypatch.setattr(inversion, "checksum", lambda *_: 0)  # of the weights, which a student compares with those of its flow
     monkeypatch.setattr(flow, "_recorded_inverse", partial(flow._recorded_inverse, repeat=plainly))
+    monkeypatch.setattr(transformer, "recorded", unrecorded)
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)  # a student is a copy, in the same mode
     with FakeTensorMode(), torch.no_grad():
         with torch.device("cuda"):
@@ -54,6 +67,33 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS)
 def test_neither_mixes_devices_nor_asks_for_a_value(gpu, call):
     assert CALLS[call](*gpu).device.type == "cuda"
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_the_step_that_the_prior_records_is_the_same_operations_every_time(monkeypatch, scale):
+    "Of the same shapes, and none asks for a value; what is drawn is what the plain loop draws."
+    made = small().double().eval()
+    expected, steps = made.sample_latents(LABELS, guidance=scale, seed=0), []
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            steps[-1].append((str(function), [tuple(part.shape) for part in tree_leaves(arguments) if isinstance(part, torch.Tensor)]))
+            return function(*arguments, **named or {})
+
+    def watched(step, restart):
+        def watch():
+            steps.append([])
+            with Operations():
+                step()
+
+        return unrecorded(watch, restart)
+
+    monkeypatch.setattr(transformer, "recorded", watched)
+    monkeypatch.setattr(prior, "KeyValueCache", StaticKeyValueCache)
+    drawn = made.sample_latents(LABELS, guidance=scale, seed=0)
+    torch.testing.assert_close((drawn.informative, drawn.redundant), (expected.informative, expected.redundant), rtol=0, atol=1e-10)
+    assert len(steps) == made.config.tokens + 1 and len(steps[0]) > 10 and all(step == steps[0] for step in steps)
+    assert not {"aten._local_scalar_dense.default", "aten.nonzero.default"} & {name for name, _ in steps[0]}
 
 
 def test_the_net_catches_both(gpu):

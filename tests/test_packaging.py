@@ -1,4 +1,5 @@
 "What is published: names, versions, texts, types, what an import loads, and distributions from which the tests run."
+import configparser
 import functools
 import importlib.metadata
 import inspect
@@ -68,6 +69,17 @@ def test_versions_agree():
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[1]
     cited = re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)[1]
     assert newest == cited == farmer.__version__
+
+
+def test_the_address_of_the_repository_stands_in_one_place():
+    "In settings.ini; the links at the top of the notebooks are made from it."
+    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", "utf-8")
+    place = parser["DEFAULT"]["repository"].removeprefix("https://github.com/")
+    folders = (".", ".github/workflows", "benchmarks", "docs", "experiments", "farmer", "launch", "tests", "tools", "web/src")
+    sources = [path for folder in folders for path in (ROOT / folder).glob("*.*") if path.suffix in (".cff", ".ini", ".md", ".py", ".sh", ".toml", ".ts", ".yml")]
+    assert [path.name for path in sources if place in path.read_text("utf-8")] == ["settings.ini"]
+    assert {path.read_text("utf-8").count(place) for path in (ROOT / "nbs").glob("[0-9]*.ipynb")} == {2}  # Colab and Binder
 
 
 def test_the_index_shows_links_and_pictures_by_full_addresses():

@@ -38,7 +38,7 @@ def main() -> None:
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
         commands = environment(Path(scratch))
-        settings = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": ""}
+        settings = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
         for path in notebooks:
             alone = Path(scratch, path.stem)
             alone.mkdir()

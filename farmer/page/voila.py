@@ -3,14 +3,16 @@
 The command adds the port, the theme and a token of its own to these.
 """
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader
 from jupyter_server.auth.identity import IdentityProvider
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
-from traitlets.config import get_config
+from traitlets.config.application import get_config
 from voila.tornado.handler import TornadoVoilaHandler
 
 MOST_KERNELS = 3  # of about 800 MB each
@@ -19,13 +21,15 @@ MOST_KERNELS = 3  # of about 800 MB each
 class Visitors(IdentityProvider):
     "The token opens the page, which starts a kernel; the cookie that comes with it serves what that page asks for. Other web pages get nothing."
 
-    login_available = False
+    @property
+    def login_available(self) -> Any:
+        return False
 
     async def get_user(self, handler):
         origin = handler.request.headers.get("Origin")
         own = origin is None or urlsplit(origin).netloc.lower() == handler.request.host.lower()  # of a page from here; the server itself checks the host
         if own and (not isinstance(handler, TornadoVoilaHandler) or await self.get_user_token(handler)):
-            user = await super().get_user(handler)
+            user = await cast(Awaitable, super().get_user(handler))
             if user is not None:
                 return user
         handler.current_user = None
