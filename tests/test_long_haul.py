@@ -89,6 +89,6 @@ def test_ten_thousand_steps(tmp_path, ranks):
     logs = [read_log(place) for place in (alone, folder)]
     assert [record["step"] for record in logs[0]] == [record["step"] for record in logs[1]]  # nothing lost, nothing twice
     off = [abs(first["loss"] - second["loss"]) for first, second in zip(*logs) if "loss" in first]
-    assert max(off[:50]) < 1e-3 and sum(off) / len(off) < 0.02  # ranks round otherwise, which training enlarges; a step too few or too many is 0.08 off
+    assert max(off[:50]) < 1e-3 and sum(off) / len(off) < 0.04  # ranks round otherwise, which training enlarges; a step too few or too many is 0.08 off
     assert (folder / "log.jsonl").stat().st_size < 1.01 * (alone / "log.jsonl").stat().st_size
     assert not [path for path in folder.rglob("*.partial")]

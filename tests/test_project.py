@@ -369,6 +369,15 @@ def test_no_text_installs_another_farmer():
             assert not (found := pattern.search(text)), f"{place}: {found and found[0]}: the distribution is farmer-pixels"
 
 
+def test_the_readme_quotes_the_library_as_it_is():
+    "Signatures apart, which it shows without types."
+    _, method = (ROOT / "README.md").read_text("utf-8").split("## The method in 60 lines")
+    quoted = "\n".join(re.findall(r"```python\n(.*?)```", method, re.DOTALL)).splitlines()
+    library = {line.strip() for path in (ROOT / "farmer").glob("*.py") for line in path.read_text("utf-8").splitlines()}
+    assert len(quoted) > 50
+    assert not [line for line in quoted if line.strip() not in library and not line.startswith("def ")], "run nbs/index.ipynb again, then make build"
+
+
 def test_readme_links_lead_somewhere():
     readme = (ROOT / "README.md").read_text("utf-8")
     targets = re.findall(r"\]\(([^()\s]+)", readme) + re.findall(r"""\b(?:src|href)=["']([^"']+)""", readme)
