@@ -1,7 +1,7 @@
 """What small FARMERs make of photographs; a quarter of an hour a run for `photos`, an hour for CIFAR-10.
 
     python experiments/photographs.py results            the preset of `photos` and TarFlow with as many weights, three seeds each
-    python experiments/photographs.py attempts           what was tried for fewer bits/dim
+    python experiments/photographs.py attempts           other ways to train, for fewer bits/dim
     python experiments/photographs.py bases              does the likelihood alone find the split? channel bases, depths, numbers of informative channels
     python experiments/photographs.py cifar10 [FOLDER]   the preset `cifar10-small` and TarFlow with as many weights; a grid of samples
     python experiments/photographs.py blow-up [FOLDER]   where its samples run away, and what was tried against it

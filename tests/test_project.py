@@ -305,6 +305,7 @@ def test_exported_cells_are_short(notebook):
 def test_notebook_is_small(notebook):
     "Pictures bloat a repository for ever: show smaller or fewer ones."
     assert notebook.stat().st_size <= MAX_NOTEBOOK_BYTES
+    assert "widgets" not in json.loads(notebook.read_text("utf-8"))["metadata"], "saved widget state; a kernel makes it anew"
 
 
 @for_each_notebook
