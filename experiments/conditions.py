@@ -77,7 +77,7 @@ CORNERS = {"steps": 1500, "evaluate_every": 1500, "save_every": 1500}
 
 CONDITIONS = {
     **{f"paper, {name}": Condition(name.split(",")[0], changes, TWINS) for name, changes in PAPER.items()},
-    **{f"figure 6, {name}": Condition("glyphs", changes, TWINS, (0,)) for name, changes in FIGURE_6.items()},
+    **{f"figure 6, {name}": Condition("glyphs", changes, TWINS, (0, 1, 2) if "informative_channels" in changes else (0,)) for name, changes in FIGURE_6.items()},
     **{
         f"flows, {name}, {flow}": Condition(name.split(",")[0], changes | {"flow": flow}, TWINS, seeds)
         for name, (changes, seeds) in FLOWS.items()
@@ -91,7 +91,7 @@ CONDITIONS = {
     "attempts, photos, prototype": Condition("photos", {"informative_channels": 12}, {"noise_start": 0.1}, (0,)),
     "attempts, photos, dropout": Condition("photos", {"dropout": 0.1}, seeds=(0,)),
     "attempts, photos, twice the steps": Condition("photos", {}, {"steps": 6000}, (0,)),
-    **{f"bases, photos, {name}": Condition("photos", changes, SHORT) for name, changes in BASES.items()},
+    **{f"bases, photos, {name}": Condition("photos", changes, SHORT, (0, 1, 2) if set(changes) == {"basis"} else (0,)) for name, changes in BASES.items()},
     "results, cifar10-small, FARMER": Condition("cifar10-small", seeds=(0,)),
     "results, cifar10-small, TarFlow": Condition("cifar10-small", PHOTOS_TARFLOW, seeds=(0,)),
     **{

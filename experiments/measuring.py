@@ -270,6 +270,7 @@ def measure(
     figures: Sequence[str] = ("likelihood", "samples"),  # of likelihood, samples, probes, colour, photographs
     guided: Mapping[str, float | Guidance] = {},  # ways of guiding by name: figures of samples for each
     samples: int = 2000,
+    probe_images: int = 10_000,  # that probes are fitted on, at most
 ) -> dict:
     "The figures of one model on held-out images and on samples."
     train, held_out = judge_of(data)[:2]
@@ -277,13 +278,14 @@ def measure(
     if "likelihood" in figures:
         for name, dataset, conditional in (("", held_out, True), (" without a label", held_out, False), (", training images", train, True)):
             row[f"bits/dim{name}"] = bits_per_dim(model, dataset, len(held_out), conditional)
-    drawn, labels = draw(model, seed, samples)
+    if "samples" in figures or "colour" in figures:
+        drawn, labels = draw(model, seed, samples)
     if "samples" in figures:
         row |= judged(data, drawn, labels) | {"samples out of range": out_of_range(drawn)}
     for name, guidance in guided.items():
         row[name] = judged(data, *draw(model, seed, samples, guidance=guidance))
     if "probes" in figures:
-        found = probes(model, train, held_out, 10_000, seed)
+        found = probes(model, train, held_out, probe_images, seed)
         names = {"class": "class probe, linear", "class, 5 nearest neighbours": "class probe, 5 nearest neighbours", "luma": "luma R2", "colour": "chroma R2"}
         row |= {f"{name}, {source}": found[target][source] for target, name in names.items() if target in found for source in found[target]}
     if "photographs" in figures:
@@ -291,12 +293,14 @@ def measure(
     return row | (colour_figures(model, data, drawn, seed) if "colour" in figures else {})
 
 
-def run(name: str, seed: int, figures: Sequence[str] = ("likelihood", "samples"), guided: Mapping[str, Guidance] = {}, folder: Path = RUNS) -> dict:
-    "Train and measure one model, unless its figures are beside it already."
+def run(
+    name: str, seed: int, figures: Sequence[str] = ("likelihood", "samples"), guided: Mapping[str, Guidance] = {}, folder: Path = RUNS, **how
+) -> dict:
+    "Train and measure one model, unless its figures are beside it already. `how` is passed to `measure`."
     place, data = folder / f"{name}, {seed}" / "figures.json", CONDITIONS[name].data
     if not place.is_file():
         trainer = train(name, seed, folder)
-        row = {"seconds of training": seconds_of(trainer), **measure(trainer.ema, data, seed, figures, guided)}
+        row = {"seconds of training": seconds_of(trainer), **measure(trainer.ema, data, seed, figures, guided, **how)}
         if "likelihood" in figures:
             held_out = judge_of(data).held_out
             row["bits/dim, latest weights"] = bits_per_dim(trainer.model, held_out, len(held_out))
@@ -320,18 +324,25 @@ def commit() -> str:
     return ask("rev-parse", "HEAD") + (", with later changes" if ask("status", "--porcelain", "--", "../farmer", "*.py") else "")
 
 
+def circumstances() -> dict[str, object]:
+    "When, where and with which code something is measured."
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"commit": commit(), "date": now, "device": f"cpu, {platform.machine()}", "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def write(name: str, result: Mapping) -> None:
+    "farmer/results/NAME.json."
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"all figures are in {path}")
+
+
 def record(
     name: str,
     result: Mapping,
     seeds: Iterable[int],
     what: str,  # was run, in one sentence
 ) -> None:
-    "Write farmer/results/NAME.json: the result, and all that one needs to know to get it again."
-    facts = {
-        "what": what, "commit": commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "seeds": list(seeds), "device": f"cpu, {platform.machine()}",
-        "torch": torch.__version__, "threads": torch.get_num_threads(),
-    }  # fmt: skip
-    path = RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(facts | dict(result), indent=1) + "\n")
-    print(f"all figures are in {path}")
+    "Write a result, and all that one needs to know to get it again."
+    write(name, {"what": what, **circumstances(), "seeds": list(seeds), **result})

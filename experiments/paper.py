@@ -1,7 +1,8 @@
 """Train and measure the small twins of the paper's tables and figures: `python experiments/paper.py`, or `make paper`.
 
 The models are those of conditions.py whose names begin with `paper`, `figure 6` and `flows`; the student of FARMER on glyphs
-comes on top. nbs/23_paper reads what comes out. `--jobs 2` keeps two cores busy.
+comes on top. nbs/23_paper reads what comes out. `--jobs 2` keeps two cores busy. `paper.py "figure 6"` measures only the conditions whose names
+begin so.
 """
 import argparse
 import json
@@ -14,8 +15,8 @@ from functools import partial
 from multiprocessing import get_context
 
 import torch
-from conditions import CONDITIONS, FIGURE_6, FLOWS, TWINS, conditions
-from measuring import RUNS, draw, judge_of, judged, record, run, seconds_of, show, train
+from conditions import CONDITIONS, TWINS
+from measuring import RESULTS, RUNS, circumstances, draw, judge_of, judged, record, run, seconds_of, show, train, write
 
 from farmer.guidance import PosteriorGuidance, RejectionGuidance, ResamplingGuidance
 from farmer.inversion import Student
@@ -29,6 +30,7 @@ GUIDED = {
     for scale in (1.0, 2.5)
 }
 TEACHER = "paper, glyphs, FARMER"
+SEEDS = (0, 1, 2)
 
 
 def run_twin(name: str, seed: int) -> dict:
@@ -88,23 +90,44 @@ def measure_times(batch: int = 64) -> dict[str, float]:
     return {"batch": batch, **{name: value / batch for name, value in seconds.items()}}
 
 
+def row_of(name: str) -> tuple[str, ...]:
+    "Keys of a condition's row in paper.json."
+    part, rest = name.split(", ", 1)
+    match part:
+        case "paper":
+            return "models", *rest.split(", ", 1)  # data, model
+        case "flows":
+            return part, *rest.rsplit(", ", 1)  # where, flow
+    return part, rest
+
+
+def put(result: dict, keys: tuple[str, ...], row: object) -> None:
+    *outer, last = keys
+    for key in outer:
+        result = result.setdefault(key, {})
+    result[last] = row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="?", help="beginning of the names of the conditions to measure; the rows of the others stay as they are")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
-    jobs = parser.parse_args().jobs
-    tasks = {(name, seed) for name, condition in CONDITIONS.items() if name.startswith(("paper, ", "figure 6, ", "flows, ")) for seed in condition.seeds}
-    seeds = conditions("paper, ")["glyphs, FARMER"].seeds
+    only, jobs = vars(parser.parse_args()).values()
+    asked = (only,) if only else ("paper, ", "figure 6, ", "flows, ")
+    tasks = {name: condition.seeds for name, condition in CONDITIONS.items() if name.startswith(asked)}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {task: pool.submit(run_twin, *task) for task in sorted(tasks, key=lambda task: task[1])}
-        rows = {task: future.result() for task, future in waiting.items()}
-        students = list(pool.map(run_student, seeds))
-    of = lambda name, condition: [rows[name, seed] for seed in condition.seeds]
-    twins = {data: {name: of(f"paper, {data}, {name}", c) for name, c in conditions(f"paper, {data}, ").items()} for data in ("glyphs", "digits")}
-    flows = {name: {flow: of(f"flows, {name}, {flow}", c) for flow, c in conditions(f"flows, {name}, ").items()} for name in FLOWS}
-    figure_6 = {name: of(f"figure 6, {name}", conditions(f"figure 6, {name}")[""]) for name in FIGURE_6}
-    result = {"steps": TWINS["steps"], "samples": 2000, "jobs": jobs, "models": twins, "students": students, "figure 6": figure_6, "flows": flows}
-    what = "the small twins of the paper's tables trained and measured; figure 6, patch 2 and 8 blocks with the first seed only"
-    record("paper", result | {"times": measure_times()}, seeds, what)
+        waiting = {(name, seed): pool.submit(run_twin, name, seed) for seed in SEEDS for name, seeds in tasks.items() if seed in seeds}
+        students = [] if only else list(pool.map(run_student, SEEDS))
+        rows = {name: [waiting[name, seed].result() for seed in seeds] for name, seeds in tasks.items()}
+    result = json.loads((RESULTS / "paper.json").read_text()) if only else {}
+    for name, row in rows.items():
+        put(result, row_of(name), row)
+    if only:
+        result.setdefault("measured later", {})[only] = circumstances()
+        write("paper", result)
+        return
+    result |= {"steps": TWINS["steps"], "samples": 2000, "jobs": jobs, "students": students, "times": measure_times()}
+    record("paper", result, SEEDS, "the small twins of the paper's tables trained and measured; where there are fewer rows than seeds, with the first only")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@
     python experiments/photographs.py cifar10 [FOLDER]   the preset `cifar10-small` and TarFlow with as many weights; a grid of samples
     python experiments/photographs.py blow-up [FOLDER]   where its samples run away, and what was tried against it
 
-Figures of held-out images and of samples with and without guidance; `measuring.photograph_figures` says what those of photographs are.
+Figures of held-out images and, except for bases, of samples with and without guidance; `measuring.photograph_figures` says what those of photographs are.
 With a FOLDER, of train/ and test/ with a sub-folder for each class, that is read in place of the original CIFAR-10, and the result says so.
 """
 import argparse
 
 import torch
 from blow_up import blow_up
-from conditions import conditions
+from conditions import Condition, conditions
 from measuring import FOLDERS, RESULTS, draw, real_figures, record, run, train
 from PIL import Image
 
@@ -21,7 +21,6 @@ from farmer.guidance import ResamplingGuidance
 from farmer.plots import save_images
 from farmer.presets import PRESETS
 
-FIGURES = ("likelihood", "samples", "probes", "photographs")
 GUIDED = {"resampling, w=1": ResamplingGuidance(1.0)}
 # What is asked for: the preset, and how the names of its conditions begin.
 PARTS = {
@@ -31,14 +30,18 @@ PARTS = {
 }
 
 
+def how_measured(prefix: str, condition: Condition) -> dict:
+    "Which figures. TarFlow's latents have no parts, and no class to guide by; of samples that run away less is asked, and of a channel basis how it splits images."
+    if prefix.startswith("bases"):
+        return {"figures": ("likelihood", "probes", "photographs"), "probe_images": 4000}
+    if prefix.startswith("blow-up") or condition.model.get("prior") == "standard-normal":
+        return {"figures": ("likelihood", "samples")}
+    return {"figures": ("likelihood", "samples", "probes", "photographs"), "guided": GUIDED}
+
+
 def figures_of(prefix: str) -> dict[str, list[dict]]:
-    "Of all conditions that begin so, one row for each seed. TarFlow's latents have no parts, and no class to guide by; of samples that run away less is asked."
-    rows = {}
-    for name, condition in conditions(prefix).items():
-        partitioned = condition.model.get("prior") != "standard-normal"
-        figures, guided = (FIGURES, GUIDED) if partitioned and not prefix.startswith("blow-up") else (FIGURES[:2], {})
-        rows[name] = [run(f"{prefix}{name}", seed, figures, guided) for seed in condition.seeds]
-    return rows
+    "Of all conditions that begin so, one row for each seed."
+    return {name: [run(f"{prefix}{name}", seed, **how_measured(prefix, each)) for seed in each.seeds] for name, each in conditions(prefix).items()}
 
 
 def save_grid(name: str) -> None:

@@ -15,7 +15,7 @@ from .mixture import GaussianMixture, MixtureHead
 from .transformer import CausalTransformer, KeyValueCache, StaticKeyValueCache, no_autograd, stepping
 
 # Letters used for shapes:
-# B batch, N tokens, d = d_I + d_R informative and redundant channels, K and K_R mixture components, M repeats, W width
+# B batch, N tokens, d = d_I + d_R informative and redundant channels, K and K_R mixture components, M repeats; width is that of the transformer
 
 # %% ../nbs/05_prior.ipynb #05-018
 class ChannelPartition:
@@ -66,7 +66,7 @@ class AutoregressivePrior(nn.Module):
         partition: ChannelPartition,
         num_classes: int,  # labels 0 .. num_classes - 1; num_classes itself is the null class
         *,
-        width: int,  # W, a multiple of heads
+        width: int,  # a multiple of heads
         layers: int,  # of the transformer
         heads: int,  # of its attention
         components: int,  # K, of the mixture of an informative token
@@ -93,10 +93,10 @@ class AutoregressivePrior(nn.Module):
         "Between the image's order and the order in which the prior reads; its own inverse."
         return tokens.flip(1) if self.reverse else tokens
 
-    def prefix(self, labels: Tensor) -> Tensor:  # (B,) -> (B, M, W)
+    def prefix(self, labels: Tensor) -> Tensor:  # (B,) -> (B, M, width)
         return self.condition(labels).unsqueeze(1) + self.position[: self.condition_repeats]
 
-    def redundant_mixture(self, hidden: Tensor) -> GaussianMixture:  # (B, W) after the last token -> batch shape (B, 1)
+    def redundant_mixture(self, hidden: Tensor) -> GaussianMixture:  # (B, width) after the last token -> batch shape (B, 1)
         "The mixture that all redundant tokens of an image share; a single N(0, 1) component in JetFormer's reduction."
         if self.redundant_head is not None:
             return self.redundant_head(hidden.unsqueeze(1))
@@ -141,7 +141,7 @@ class AutoregressivePrior(nn.Module):
             redundant = policy.draw_redundant(self.redundant_mixture(hidden), self.tokens, generator)
         return self.turn(self.partition.join(informative, redundant))
 
-# %% ../nbs/05_prior.ipynb #05-038
+# %% ../nbs/05_prior.ipynb #05-040
 class StandardNormalPrior(nn.Module):
     "All channels of all tokens independent N(0, 1), whatever the label. Over all channels it is TarFlow's prior: a baseline."
 
@@ -166,7 +166,7 @@ class StandardNormalPrior(nn.Module):
         shape = (labels.shape[0], *self.mean.shape)
         return torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
 
-# %% ../nbs/05_prior.ipynb #05-049
+# %% ../nbs/05_prior.ipynb #05-051
 def drop_labels(
     labels: Tensor,  # (B,) integers
     probability: float,  # of replacing a label by the null class
