@@ -105,6 +105,7 @@ experiments: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python experiments/results.py digits
 	$(ONE_THREAD) $(BIN)/python experiments/results.py glyphs
 	$(ONE_THREAD) $(BIN)/python experiments/photographs.py results
+	$(ONE_THREAD) $(BIN)/python experiments/photographs.py attempts
 	$(ONE_THREAD) $(BIN)/python experiments/photographs.py bases
 	$(ONE_THREAD) $(BIN)/python experiments/colour.py glyphs-field
 	$(ONE_THREAD) $(BIN)/python experiments/colour.py glyphs-palette

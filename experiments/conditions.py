@@ -90,9 +90,11 @@ CONDITIONS = {
     "results, photos, TarFlow": Condition("photos", PHOTOS_TARFLOW),
     "attempts, photos, prototype": Condition("photos", {"informative_channels": 12}, {"noise_start": 0.1}, (0,)),
     "attempts, photos, dropout": Condition("photos", {"dropout": 0.1}, seeds=(0,)),
+    "attempts, photos, more noise at the start": Condition("photos", {}, {"noise_start": 0.3}, (0,)),
     "attempts, photos, twice the steps": Condition("photos", {}, {"steps": 6000}, (0,)),
     **{f"bases, photos, {name}": Condition("photos", changes, SHORT, (0, 1, 2) if set(changes) == {"basis"} else (0,)) for name, changes in BASES.items()},
     "results, cifar10-small, FARMER": Condition("cifar10-small", seeds=(0,)),
+    "results, cifar10-small, FARMER, more noise at the start": Condition("cifar10-small", training={"noise_start": 0.3}, seeds=(0,)),
     "results, cifar10-small, TarFlow": Condition("cifar10-small", PHOTOS_TARFLOW, seeds=(0,)),
     **{
         f"blow-up, cifar10-small, {name}": Condition("cifar10-small", **changes | {"training": SHORT | changes.get("training", {})}, seeds=(0,))

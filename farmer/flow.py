@@ -166,7 +166,7 @@ def autoregressive_flow(
     size = {"width": width, "layers": layers, "heads": heads, "scale_first": scale_first, "dropout": dropout}
     return Flow(AutoregressiveBlock(tokens, channels, reverse=index % 2 == 1, **size) for index in range(blocks))
 
-# %% ../nbs/03_flow.ipynb #03-087
+# %% ../nbs/03_flow.ipynb #03-089
 class CouplingBlock(nn.Module):
     """One block of a coupling flow (Jet): the first channels of `order` pass, the others are shifted and scaled by what those say.
 
@@ -220,7 +220,7 @@ class CouplingBlock(nn.Module):
         shift, log_scale = self.predict(passing)
         return self.join(passing, torch.addcmul(shift, others, torch.exp(-log_scale)))
 
-# %% ../nbs/03_flow.ipynb #03-088
+# %% ../nbs/03_flow.ipynb #03-090
 def coupling_flow(
     tokens: int,  # N
     channels: int,  # d, 2 or more

@@ -26,7 +26,7 @@ from .model import Farmer, Latents, evaluating
 # Letters used for shapes:
 # B batch, N tokens, d channels of a token, T blocks of the flow
 
-# %% ../nbs/08_inversion.ipynb #08-028
+# %% ../nbs/08_inversion.ipynb #08-026
 class JacobiInverse(NamedTuple):
     "What Jacobi iterations found, and how well."
 
@@ -50,7 +50,7 @@ def _check_jacobi(flow: Flow, tolerance: float, dtype: torch.dtype) -> None:
     if not tolerance >= resolution:
         raise ValueError(f"tolerance {tolerance:g} is below the resolution of {dtype}, {resolution:.1e}; use a larger one, or float64")
 
-# %% ../nbs/08_inversion.ipynb #08-029
+# %% ../nbs/08_inversion.ipynb #08-027
 def guessed_inverse(block: AutoregressiveBlock, z: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:  # 2 x (B, N, d) -> x, log-scales
     "Undo a block with the shift mu and log-scale alpha of a guess of x. Token n comes out right when the guess is right before n, and finite after."
     shift, log_scale = block.predict(guess)
@@ -89,7 +89,7 @@ def jacobi_inverse(
             column.insert(0, values)
     return JacobiInverse(z, torch.stack(rounds, dim=1), torch.stack(change, dim=1))
 
-# %% ../nbs/08_inversion.ipynb #08-032
+# %% ../nbs/08_inversion.ipynb #08-030
 class Jacobi:
     """The way back by Jacobi iterations, for `decode(latents, inverse=Jacobi())`; exact to a tolerance, all tokens in parallel.
 

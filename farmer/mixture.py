@@ -85,7 +85,7 @@ class GaussianMixture:
         index = index if isinstance(index, tuple) else (index,)
         return GaussianMixture(self.logits[*index, :], self.component_mean[*index, :, :], self.component_log_scale[*index, :, :])
 
-# %% ../nbs/04_mixture.ipynb #04-044
+# %% ../nbs/04_mixture.ipynb #04-046
 class MixtureHead(nn.Module):
     """A linear layer from a transformer's output to the parameters of a mixture.
 
@@ -110,7 +110,7 @@ class MixtureHead(nn.Module):
         shape = (self.components, self.dimensions)
         return GaussianMixture(logits, mean.unflatten(-1, shape), log_scale.unflatten(-1, shape))
 
-# %% ../nbs/04_mixture.ipynb #04-065
+# %% ../nbs/04_mixture.ipynb #04-067
 def _shared_distances(
     value: Tensor,  # (..., N, D)
     mean: Tensor,  # (..., K, D): the same K components for all N values

@@ -166,7 +166,7 @@ class StandardNormalPrior(nn.Module):
         shape = (labels.shape[0], *self.mean.shape)
         return torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
 
-# %% ../nbs/05_prior.ipynb #05-051
+# %% ../nbs/05_prior.ipynb #05-054
 def drop_labels(
     labels: Tensor,  # (B,) integers
     probability: float,  # of replacing a label by the null class
