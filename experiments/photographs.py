@@ -65,14 +65,15 @@ def main() -> None:
     if asked.folder is not None:
         FOLDERS["cifar10"] = asked.folder
     rows = figures_of(f"{beginning}, {preset}, ")
-    result = {"data": PRESETS[preset].data, "another copy of the data": asked.folder is not None, **real_figures(preset), "variants": rows}
+    steps = {name: condition.training.get("steps", PRESETS[preset].training.steps) for name, condition in conditions(f"{beginning}, {preset}, ").items()}
+    result = {"steps": steps, "data": PRESETS[preset].data, "another copy of the data": asked.folder is not None, **real_figures(preset), "variants": rows}
     if preset == "cifar10-small":
         trained = f"results, {preset}, FARMER"
         save_grid(trained)
         result |= blow_up(train(trained, 0).ema, preset) if asked.what == "blow-up" else {}
     name = f"photos_{asked.what}" if preset == "photos" else f"cifar10_{beginning}".replace("-", "_")
     seeds = range(max(len(row) for row in rows.values()))
-    record(name, result, seeds, f"{', '.join(rows)}: {preset} trained, and measured on held-out images and on 2,000 samples")
+    record(name, result, seeds, f"{', '.join(rows)}: {preset} trained and measured")
 
 
 if __name__ == "__main__":
