@@ -114,7 +114,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     only, jobs = vars(parser.parse_args()).values()
     asked = (only,) if only else ("paper, ", "figure 6, ", "flows, ")
-    tasks = {name: condition.seeds for name, condition in CONDITIONS.items() if name.startswith(asked)}
+    tasks = {name: condition.seeds for name, condition in CONDITIONS.items() if name.startswith(asked) and name.startswith(("paper, ", "figure 6, ", "flows, "))}
+    if not tasks:
+        parser.error(f"no condition of the paper's twins begins with {only!r}; experiments/conditions.py has their names")
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         waiting = {(name, seed): pool.submit(run_twin, name, seed) for seed in SEEDS for name, seeds in tasks.items() if seed in seeds}
         students = [] if only else list(pool.map(run_student, SEEDS))
