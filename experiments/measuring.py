@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from conditions import CONDITIONS
+from conditions import CONDITIONS, Condition
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -27,7 +27,7 @@ from farmer.guidance import Guidance
 from farmer.model import Farmer, Latents
 from farmer.objectives import Likelihood, evaluate_bits_per_dim
 from farmer.patches import LUMA_CHROMA, ChannelBasis, dequantize, patchify, principal_components
-from farmer.presets import PRESETS
+from farmer.presets import PRESETS, Preset
 from farmer.training import Trainer, read_log
 
 ROOT = Path(__file__).resolve().parent
@@ -223,13 +223,15 @@ class FixedStart(Likelihood):
     def fit_basis(self, dataset: ImageDataset) -> None: ...
 
 
-@torch.enable_grad()
-def train(name: str, seed: int, folder: Path = RUNS, model: Farmer | None = None) -> Trainer:
-    "A finished run of a condition, trained now, from where it was stopped, or before. Its model: that of the condition, unless one is given."
+def preset_of(condition: Condition) -> Preset:
+    return PRESETS[condition.data.removeprefix("interleaved ")]
+
+
+def objective_of(name: str, seed: int) -> Likelihood:
+    "A condition's model before its first step."
     condition = CONDITIONS[name]
-    preset = PRESETS[condition.data.removeprefix("interleaved ")]
     torch.manual_seed(seed)
-    model = Farmer(replace(preset.model, **condition.model)) if model is None else model
+    model = Farmer(replace(preset_of(condition).model, **condition.model))
     if condition.learned_rotation:
         model.basis = LearnedRotation(model.config.token_channels)
     if condition.pixel_by_pixel:
@@ -238,9 +240,15 @@ def train(name: str, seed: int, folder: Path = RUNS, model: Farmer | None = None
     if condition.largest_log_scale is not None:
         for block in model.flow.blocks:
             block.output = nn.Sequential(block.output, Bounded(condition.largest_log_scale))
-    objective = FixedStart(model) if condition.learned_rotation or condition.pixel_by_pixel else Likelihood(model)
-    judge, config = judge_of(condition.data), replace(preset.training, seed=seed, **condition.training)
-    trainer = Trainer(objective, judge.train, judge.held_out, config, folder / f"{name}, {seed}", device="cpu")
+    return FixedStart(model) if condition.learned_rotation or condition.pixel_by_pixel else Likelihood(model)
+
+
+@torch.enable_grad()
+def train(name: str, seed: int, folder: Path = RUNS) -> Trainer:
+    "A finished run of a condition, trained now, from where it was stopped, or before."
+    condition = CONDITIONS[name]
+    judge, config = judge_of(condition.data), replace(preset_of(condition).training, seed=seed, **condition.training)
+    trainer = Trainer(objective_of(name, seed), judge.train, judge.held_out, config, folder / f"{name}, {seed}", device="cpu")
     trainer.fit()
     return trainer
 
@@ -258,8 +266,9 @@ def draw(model: Farmer, seed: int, count: int = 2000, **how) -> tuple[Tensor, Te
 
 
 def bits_per_dim(model: Farmer, dataset: ImageDataset, count: int, conditional: bool = True) -> float:
-    "Mean of as many images; four draws of the dequantisation noise for each, one where there are thousands of images."
-    return evaluate_bits_per_dim(model, dataset, count, conditional, draws=4 if count <= 5000 else 1).mean().item()
+    "Mean of as many images; four draws of the dequantisation noise for each, one where there are millions of values."
+    values = count * dataset.pixels(0).numel()
+    return evaluate_bits_per_dim(model, dataset, count, conditional, draws=4 if values <= 2_000_000 else 1).mean().item()
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 """What small FARMERs make of photographs; a quarter of an hour a run for `photos`, an hour for CIFAR-10.
 
-    python experiments/photographs.py results            the preset of `photos` and TarFlow with as many weights, three seeds each
-    python experiments/photographs.py attempts           other ways to train, for fewer bits/dim
-    python experiments/photographs.py bases              does the likelihood alone find the split? channel bases, depths, numbers of informative channels
-    python experiments/photographs.py cifar10 [FOLDER]   the preset `cifar10-small` and TarFlow with as many weights; a grid of samples
-    python experiments/photographs.py blow-up [FOLDER]   where its samples run away, and what was tried against it
+    python experiments/photographs.py results                    the preset of `photos` and TarFlow with as many weights, three seeds each
+    python experiments/photographs.py attempts                   other ways to train, for fewer bits/dim
+    python experiments/photographs.py bases                      does the likelihood alone find the split? channel bases, depths, numbers of informative channels
+    python experiments/photographs.py cifar10-bases [FOLDER]     the same on CIFAR-10, one seed
+    python experiments/photographs.py cifar10 [FOLDER]           the preset `cifar10-small` and TarFlow with as many weights; a grid of samples
+    python experiments/photographs.py blow-up [FOLDER]           where its samples run away, and what was tried against it
 
 Figures of held-out images and, except for bases, of samples with and without guidance; `measuring.photograph_figures` says what those of photographs are.
 With a FOLDER, of train/ and test/ with a sub-folder for each class, that is read in place of the original CIFAR-10, and the result says so.
@@ -14,7 +15,7 @@ import argparse
 import torch
 from blow_up import blow_up
 from conditions import Condition, conditions
-from measuring import FOLDERS, RESULTS, draw, real_figures, record, run, train
+from measuring import FOLDERS, RESULTS, draw, judge_of, measure, objective_of, real_figures, record, run, train
 from PIL import Image
 
 from farmer.guidance import ResamplingGuidance
@@ -26,6 +27,7 @@ GUIDED = {"resampling, w=1": ResamplingGuidance(1.0)}
 PARTS = {
     **{part: ("photos", part) for part in ("results", "attempts", "bases")},
     "cifar10": ("cifar10-small", "results"),
+    "cifar10-bases": ("cifar10-small", "bases"),
     "blow-up": ("cifar10-small", "blow-up"),
 }
 
@@ -42,6 +44,17 @@ def how_measured(prefix: str, condition: Condition) -> dict:
 def figures_of(prefix: str) -> dict[str, list[dict]]:
     "Of all conditions that begin so, one row for each seed."
     return {name: [run(f"{prefix}{name}", seed, **how_measured(prefix, each)) for seed in each.seeds] for name, each in conditions(prefix).items()}
+
+
+def before_training(prefix: str) -> dict[str, dict]:
+    "What probes read in z^I and z^R when the flow changes nothing yet: in the bases alone."
+    rows = {}
+    for name, condition in conditions(prefix).items():
+        if set(condition.model) == {"basis"} and not condition.learned_rotation:  # which starts as the pixels
+            objective = objective_of(f"{prefix}{name}", 0)
+            objective.fit_basis(judge_of(condition.data).train)
+            rows[name] = measure(objective.module, condition.data, 0, ("probes",), probe_images=4000)
+    return rows
 
 
 def save_grid(name: str) -> None:
@@ -67,7 +80,9 @@ def main() -> None:
     rows = figures_of(f"{beginning}, {preset}, ")
     steps = {name: condition.training.get("steps", PRESETS[preset].training.steps) for name, condition in conditions(f"{beginning}, {preset}, ").items()}
     result = {"steps": steps, "data": PRESETS[preset].data, "another copy of the data": asked.folder is not None, **real_figures(preset), "variants": rows}
-    if preset == "cifar10-small":
+    if beginning == "bases":
+        result["before training"] = before_training(f"{beginning}, {preset}, ")
+    elif preset == "cifar10-small":
         trained = f"results, {preset}, FARMER"
         save_grid(trained)
         result |= blow_up(train(trained, 0).ema, preset) if asked.what == "blow-up" else {}
