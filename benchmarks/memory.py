@@ -1,9 +1,10 @@
-"""How much memory `farmer sample` and `farmer evaluate` take of a model with many classes and large images, on a CPU.
+"""How much memory `farmer sample`, `farmer evaluate` and the explorer take of a model with many classes and large images, on a CPU.
 
     python benchmarks/memory.py sample        10,000 images into an archive
     python benchmarks/memory.py kill          the same into a folder, until kill -9 half-way
     python benchmarks/memory.py resume        the same command again: are they the images of the archive in the end?
     python benchmarks/memory.py evaluate      2,000 samples, on one rank and on two: are they the same figures?
+    python benchmarks/memory.py explore       each panel of the explorer once, of such a model of the ten classes of `photos`
 
 The model is untrained, with the images and classes of FARMER-1.1B and two narrow blocks: an image takes as much memory, but less
 time. The classifier of `evaluate` trains for 50 steps in place of 800, as each takes the same memory. Memory is the largest
@@ -31,11 +32,16 @@ from PIL import Image
 from timing import where
 
 from farmer.data import ArrayDataset
+from farmer.explorer import PANELS
 from farmer.model import Farmer
 from farmer.presets import PRESETS, Preset
 from farmer.shards import prepare_shards
 
 
+PANEL = """import sys
+from farmer.analysis import Subject
+from farmer.explorer import PANELS
+PANELS[sys.argv[2]](Subject.load(sys.argv[1], "photos")).render()"""
 COMMAND = """import sys
 from functools import partial
 from farmer import cli, evaluation
@@ -54,12 +60,12 @@ def narrow_model(preset: Preset, out: Path) -> Path:
     return out / "model"
 
 
-def farmer(*arguments: object, ranks: int = 1, kill: Callable[[], bool] | None = None) -> dict[str, float]:
-    "The command `farmer` on a CPU, in so many processes: seconds, and the largest memory of one of them. kill -9 when that says so."
+def farmer(*arguments: object, program: str = COMMAND, ranks: int = 1, kill: Callable[[], bool] | None = None) -> dict[str, float]:
+    "The command `farmer`, or another program, in so many processes: seconds, and the largest memory of one of them. kill -9 when that says so."
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(ranks)}
-    command, begun, ended = [sys.executable, "-c", COMMAND, *map(str, arguments), "--device", "cpu"], time.perf_counter(), []
+    command, begun, ended = [sys.executable, "-c", program, *map(str, arguments)], time.perf_counter(), []
     each = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)] if ranks > 1 else [{}]
     started = [subprocess.Popen(command, env=os.environ | environment) for environment in each]
     while kill is not None and not kill() and not os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
@@ -82,7 +88,7 @@ def note(out: Path, what: str, row: dict) -> None:
 
 
 def asked(preset: Preset, images: int, out: Path) -> list[object]:
-    return ["sample", narrow_model(preset, out), "--labels", "all", "--count", images // preset.model.num_classes, "--output"]
+    return ["sample", narrow_model(preset, out), "--device", "cpu", "--labels", "all", "--count", images // preset.model.num_classes, "--output"]
 
 
 def sample(preset: Preset, images: int, out: Path) -> None:
@@ -117,16 +123,23 @@ def evaluate(preset: Preset, images: int, out: Path, counts: list[int]) -> None:
         prepare_shards(out / "album", shards, preset.model.image_shape[1], "ppm", workers=0)
     for ranks in counts:
         shutil.rmtree(folder := out / f"evaluation-{ranks}", ignore_errors=True)
-        row = farmer("evaluate", model, "--data", shards, "--samples", images, "--folder", folder, ranks=ranks)
+        row = farmer("evaluate", model, "--device", "cpu", "--data", shards, "--samples", images, "--folder", folder, ranks=ranks)
         figures = {path.name.partition("-")[2]: (path / "evaluation.json").read_text() for path in out.glob("evaluation-*")}
         if others := sorted(figures.keys() - {str(ranks)}):
             row[f"the same figures as by {' and '.join(others)}"] = len(set(figures.values())) == 1
         note(out, f"evaluate {images} samples, ranks: {ranks}", row)
 
 
+def explore(preset: Preset, out: Path) -> None:
+    model = narrow_model(replace(preset, model=replace(preset.model, num_classes=10)), out / "ten-classes")
+    for panel in PANELS:
+        if panel != "Basis":  # which compares embedded models
+            note(out, f"panel {panel}", farmer(model, panel, program=PANEL))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("sample", "kill", "resume", "evaluate"))
+    parser.add_argument("what", choices=("sample", "kill", "resume", "evaluate", "explore"))
     parser.add_argument("--preset", default="imagenet256-1.1b-p16", choices=PRESETS)
     parser.add_argument("--images", type=int, help="10,000 by default, 2,000 for evaluate")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="for evaluate, one number after another")
@@ -136,6 +149,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.what == "evaluate":
         evaluate(preset, images, options.out, options.ranks)
+    elif options.what == "explore":
+        explore(preset, options.out)
     else:
         {"sample": sample, "kill": kill, "resume": resume}[options.what](preset, images, options.out)
 

@@ -27,7 +27,8 @@ from .files import import_optional, spread
 from .folders import read_picture as whole_picture
 from .guidance import Draw, Guidance, is_improper, resample
 from .mixture import GaussianMixture
-from .model import Farmer, Latents, evaluating
+from .model import Farmer, FarmerConfig, Latents, evaluating
+from .objectives import images_at_once
 from .patches import LUMA_CHROMA, dequantize
 from .pretrained import embedded_models, read_source
 from .prior import Ancestral
@@ -52,6 +53,11 @@ def _one_of_each_class(dataset: ImageDataset, count: int) -> list[int]:
     return (turn * dataset.num_classes + labels).argsort(stable=True)[:count].tolist()
 
 
+def _as_many(least: int, most: int, config: FarmerConfig) -> int:
+    "Images, fewer if they are large."
+    return max(least, min(most, 4_000_000 // math.prod(config.image_shape)))
+
+
 DEFAULT_MODEL = "photos"  # embedded; what the explorer opens with
 
 
@@ -73,8 +79,10 @@ class Subject:
     "that loads it again"
 
     @classmethod
-    def load(cls, name: str | Path = DEFAULT_MODEL, data: str | Path | None = None, count: int = 200) -> "Subject":
+    def load(cls, name: str | Path = DEFAULT_MODEL, data: str | Path | None = None, count: int | None = None) -> "Subject":
         """A model with `count` held-out images of its data, classes taking turns; `data` need not be given if the model's folder says it.
+
+        Without a count, these are 200 images, fewer if they are large (20 of 256 x 256 pixels).
 
         Raises FileNotFoundError or ValueError for no such model or data, or data the model cannot have been trained on.
         """
@@ -83,12 +91,11 @@ class Subject:
         data = read_source(name) if data is None else str(data)
         name = f"./{name}" if isinstance(name, Path) and str(name) in embedded_models() else str(name)
         dataset = subject_data(data, "test", model, name)
-        images, labels = dataset.batch(_one_of_each_class(dataset, count))
+        images, labels = dataset.batch(_one_of_each_class(dataset, _as_many(20, 200, model.config) if count is None else count))
         if model.config.num_classes == 0:
             labels = torch.zeros_like(labels)  # the null class
-        with torch.no_grad():
-            latents = model.encode(images)
-        return cls(name, data, model, images, labels, latents, f"Subject.load({name!r}{given}{f', count={count}' if count != 200 else ''})")
+        code = f"Subject.load({name!r}{given}{'' if count is None else f', count={count}'})"
+        return cls(name, data, model, images, labels, _encoded(model, images), code)
 
     def pick(self, indices: int | Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Latents]:  # images, labels, latents
         "Some of the held-out images."
@@ -104,10 +111,14 @@ class Subject:
     @functools.cached_property
     def training(self) -> tuple[Tensor, Latents]:
         "5,000 training images, fewer if they are large, classes taking turns; and their latents."
-        dataset, count = subject_data(self.data, "train", self.model, self.name), 4_000_000 // self.images[0].numel()
-        images, _ = dataset.batch(_one_of_each_class(dataset, min(5000, max(200, count))))
-        with torch.no_grad():
-            return images, concatenate([self.model.encode(part) for part in images.split(500)])
+        dataset = subject_data(self.data, "train", self.model, self.name)
+        images, _ = dataset.batch(_one_of_each_class(dataset, _as_many(200, 5000, self.model.config)))
+        return images, _encoded(self.model, images)
+
+
+@torch.no_grad()
+def _encoded(model: Farmer, images: Tensor) -> Latents:
+    return concatenate([model.encode(part) for part in images.split(images_at_once(model.config))])
 
 
 def concatenate(several: Sequence[Latents]) -> Latents:
@@ -191,9 +202,11 @@ def channel_reach(
     latents: Latents,  # of one image
     token: int,
     deviations: Tensor,  # (d,), how far to move each channel
-) -> Tensor:  # (d,) number of pixels that then change by more than one level
+    channels: Sequence[int] | None = None,  # those of interest; None: all
+) -> Tensor:  # (d,), or one for each that is of interest: number of pixels that then change by more than one level
     "How much of the image hangs on each channel of a token."
-    moves = concatenate([traverse(latents, token, channel, deviation.reshape(1)) for channel, deviation in enumerate(deviations)])
+    channels = range(len(deviations)) if channels is None else channels
+    moves = concatenate([traverse(latents, token, channel, deviations[channel].reshape(1)) for channel in channels])
     made = model.decode(concatenate([latents, moves]))
     change = (made[1:] - made[:1]).abs().amax(1)  # (d, H, W)
     return (change > 2 / (model.config.levels - 1)).sum((1, 2))
@@ -224,11 +237,12 @@ def likelihood_parts(
     labels: Tensor,  # (B,)
 ) -> LikelihoodParts:
     "The three parts of the paper's objective in bits, resolved into tokens, and the log-determinant into channel groups."
+    size, bin_width = images_at_once(model.config), math.log(2 / (model.config.levels - 1))
     with evaluating(model):
-        parts = model(images, labels)
-    bin_width = math.log(2 / (model.config.levels - 1))
-    volumes = [(part + bin_width).sum(-1) for part in model.partition.split(parts.log_scale)]
-    return LikelihoodParts(*(-part / math.log(2) for part in (parts.informative, parts.redundant, *volumes)))
+        found = [model(*part) for part in zip(images.split(size), labels.split(size), strict=True)]
+    informative, redundant, log_scale = map(torch.cat, zip(*found))
+    volumes = [(part + bin_width).sum(-1) for part in model.partition.split(log_scale)]
+    return LikelihoodParts(*(-part / math.log(2) for part in (informative, redundant, *volumes)))
 
 # %% ../nbs/21_analysis.ipynb #21-034
 def variational_proposal(

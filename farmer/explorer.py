@@ -381,9 +381,14 @@ class Traverse(Panel):
         latents = self.subject.latents
         return torch.cat([latents.informative[:, token], latents.redundant[:, token]], dim=1).std(0, correction=0)
 
+    @property
+    def moved(self) -> range:  # channels whose reach is shown: all, or every so many of a model with more than 96
+        channels = self.subject.model.config.token_channels
+        return range(0, channels, math.ceil(channels / 96))
+
     @functools.lru_cache(1)  # the other two sliders leave it as it is
-    def reach(self, image: int, token: int) -> Tensor:  # (d,)
-        return channel_reach(self.subject.model, self.subject.pick(image)[2], token, self.deviations(token))
+    def reach(self, image: int, token: int) -> Tensor:  # (number of moved channels,)
+        return channel_reach(self.subject.model, self.subject.pick(image)[2], token, self.deviations(token), self.moved)
 
     def pictures(self, image: int, token: int, channel: int, offset: float):
         model, first = self.subject.model, self.subject.model.partition.informative
@@ -392,15 +397,16 @@ class Traverse(Panel):
         change = (made[1:2] - made[:1]).abs().amax(1)
         most, reach = max(change.max().item(), 2 / (model.config.levels - 1)), self.reach(image, token)
         name = lambda index: f"{index} ({'informative' if index < first else 'redundant'})"
-        best = reach.topk(min(5, len(reach)))
-        ranking = ", ".join(f"{name(index)} {count}" for count, index in zip(best.values.tolist(), best.indices.tolist()))
+        best, moved = reach.topk(min(5, len(reach))), self.moved
+        ranking = ", ".join(f"{name(moved[index])} {count}" for count, index in zip(best.values.tolist(), best.indices.tolist()))
         now = torch.cat([made[:2].expand(-1, 3, -1, -1), heat_map(change, most)])
-        bars = _bar_picture(reach, [_BLUE] * first + [_ORANGE] * (len(reach) - first), channel)
+        bars = _bar_picture(reach, [_BLUE if each < first else _ORANGE for each in moved], channel // moved.step)
+        shown = f"channels 0 to {moved[-1]}" + f" in steps of {moved.step}" * (moved.step > 1)
         key, kinds = '<span><span class="explorer-key" style="background: {}"></span> {}</span>', ((_BLUE, "informative"), (_ORANGE, "redundant"))
         return {
             "now": picture_grid(now, titles=["image", f"{offset:+g} deviations", "change"], width=144, scale=legend("0", f"change {most:.2f}")),
             "sweep": picture_grid(made[2:], titles=[f"{each:+.0f}" for each in offsets[2:].tolist()], row_titles=[f"token {token}, channel {name(channel)}"]),
-            "ranking": Picture(bars, f"<h2>reach of channels 0 to {len(reach) - 1}</h2>{image_tag(bars, f'farthest reach: {ranking}', 'explorer-wide')}"
+            "ranking": Picture(bars, f"<h2>reach of {shown}</h2>{image_tag(bars, f'farthest reach: {ranking}', 'explorer-wide')}"
                                    f'<div class="explorer-legend">{"".join(key.format(*kind) for kind in kinds)}<span>&#9650; yours</span></div>'),
             "note": f"One deviation: the standard deviation of this channel of this token over the held-out images. Change: on a scale from -1 to 1."
             f" Reach: how many of {change[0].numel()} pixels change by more than a level when the channel moves by one deviation. Farthest: {ranking}.",
@@ -510,8 +516,9 @@ class Mixture(Panel):
 
 # %% ../nbs/22_explorer.ipynb #22-039
 def _rivals(subject: Subject) -> list[str]:
-    "The other embedded models that were trained on the same data."
-    return [name for name in embedded_models() if name != subject.name and read_source(name) == subject.data]
+    "The other embedded models that were trained on the same data, in the same size."
+    named = [name for name in embedded_models() if name != subject.name and read_source(name) == subject.data]
+    return [name for name in named if Farmer.from_pretrained(name).config.image_shape == subject.model.config.image_shape]
 
 
 class Basis(Panel):
@@ -545,9 +552,10 @@ class YourImage(Panel):
     def controls(self):
         return {"content": Control("your picture", b"", "picture", tuple(self.subject.model.config.image_shape))}
 
-    def costs(self, one: Tensor) -> tuple[Tensor, Tensor]:  # (1, C, H, W) -> (classes + 1,), (classes,)
+    def costs(self, one: Tensor) -> tuple[Tensor, Tensor]:  # (1, C, H, W) -> (labels + 1,), (labels,)
         "Bits/dim under each label, the last is no label; and how likely the model takes each label to be, were they equally frequent."
-        every = torch.arange(self.subject.model.config.num_classes + 1)
+        null = self.subject.model.null_class
+        every = torch.arange(null if null > 100 else 0, null + 1)  # every label takes as long as an image
         noisy = dequantize(one, self.subject.model.config.levels, torch.Generator().manual_seed(0))
         bits = likelihood_parts(self.subject.model, noisy.expand(len(every), -1, -1, -1), every).total.sum(1)
         return bits / one.numel(), (-math.log(2) * bits[:-1]).softmax(0)
@@ -555,18 +563,18 @@ class YourImage(Panel):
     def verdict(self, one: Tensor) -> str:  # (1, C, H, W)
         "What a picture costs, and what the model takes it for."
         (costs, shares), (low, high) = self.costs(one), self.subject.bits.quantile(torch.tensor([0.05, 0.95])).tolist()
-        best, name, doubt = len(costs) - 1, "no label", ""
+        best, named, doubt = len(costs) - 1, "", ""
         if len(shares):
             best = int(shares.argmax())
-            name = f"label {html.escape(_class_name(self.subject.model, best))}"
+            named = f"{costs[best]:.2f} bits/dim with label {html.escape(_class_name(self.subject.model, best))}, "
             doubt = f" <b>The model is unsure</b>: {shares[best]:.0%} for this label." if shares[best] < 0.9 else ""
         doubt = " <b>The model knows nothing like it</b>: a label would be a guess." if costs[best] > high else doubt
-        return (f"{costs[best]:.2f} bits/dim with {name}, {costs[-1]:.2f} without a label."
+        return (f"{named}{costs[-1]:.2f}{'' if named else ' bits/dim'} without a label."
                 f" Nine of ten held-out images cost {low:.2f} to {high:.2f} with their own labels.{doubt}")  # fmt: skip
 
     def pictures(self, content: bytes):
         subject, model, config = self.subject, self.subject.model, self.subject.model.config
-        few = zip(subject.images[:10].split(1), subject.labels) if config.num_classes else ()
+        few = zip(subject.images[:10].split(1), subject.labels) if 0 < config.num_classes <= 100 else ()
         right = (each for each, label in few if self.costs(each)[1][label] > 0.9)
         one = read_picture(content, config.image_shape, config.levels) if content else next(right, subject.images[:1])
         latents, (images, training) = model.encode(one), subject.training

@@ -1,7 +1,6 @@
 "The instruments against autograd, torch.distributions and plain loops; what models of other kinds are refused; pictures of all sorts of files."
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -134,9 +133,23 @@ def test_reach_counts_the_pixels_of_a_plain_loop(changes):
         change = model.decode(Latents(*model.partition.split(z)))[0] - start
         counts.append(sum(any(abs(change[c, y, x]) > 0.5 for c in range(len(start))) for y in range(4) for x in range(4)))  # 5 levels: 0.5 apart
     assert channel_reach(model, one, 1, deviations).tolist() == counts and 0 == counts[0] < max(counts)
+    assert channel_reach(model, one, 1, deviations, range(0, d, 2)).tolist() == counts[::2]
 
 
 # --- Where the bits are paid
+
+
+def test_the_parts_are_computed_few_images_at_a_time(monkeypatch):
+    "As many as fit into memory."
+    model, _ = small_with_latents()
+    noisy, sizes = dequantize(images_for(model), 5, seeded()), []
+    whole = likelihood_parts(model, noisy, LABELS)
+    monkeypatch.setattr(analysis, "images_at_once", lambda config: 4)
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    parts = likelihood_parts(model, noisy, LABELS)
+    assert sizes == [4, 2]
+    for part in ("informative", "redundant", "volume_informative", "volume_redundant"):
+        assert_close(getattr(parts, part), getattr(whole, part))
 
 
 @pytest.mark.parametrize("changes", [
@@ -365,12 +378,15 @@ def test_training_images_are_from_the_training_split():
         assert_close(latents.redundant[[0, 1000]], subject.model.encode(images[[0, 1000]]).redundant)
 
 
-@pytest.mark.parametrize("side, count", [(1, 5000), (16, 5000), (32, 1302), (64, 325), (256, 200)])
-def test_fewer_training_images_if_they_are_large(side, count, monkeypatch):
-    "As reading 5,000 of 32 x 32 pixels would take a quarter of a minute."
-    subject, asked = Subject.load("digits", count=1), []
+@pytest.mark.parametrize("side, held_out, training", [(8, 200, 5000), (16, 200, 5000), (32, 200, 1302), (64, 200, 325), (256, 20, 200)])
+def test_fewer_images_if_they_are_large(side, held_out, training, tmp_path, monkeypatch):
+    "As reading 5,000 of 32 x 32 pixels would take a quarter of a minute, and the density of 200 of 256 x 256 pixels half of one."
+    small(image_shape=(3, side, side), patch_size=min(16, side // 2), num_classes=10, levels=256).save_pretrained(tmp_path)
+    asked = []
     monkeypatch.setattr(analysis, "_one_of_each_class", lambda dataset, count: asked.append(count) or [0])
-    assert len(replace(subject, images=torch.zeros(1, 3, side, side)).training[0]) == 1 and asked == [count]
+    subject = Subject.load(tmp_path, "photos")
+    assert len(subject.images) == len(subject.training[0]) == 1 and asked == [held_out, training]
+    assert subject.code == f"Subject.load({str(tmp_path)!r}, 'photos')"
 
 
 def test_more_images_than_there_are():

@@ -27,7 +27,7 @@ def test_an_unknown_part_is_named():
 
 @pytest.mark.slow
 def test_the_parts_of_the_memory_benchmark_run(tmp_path):
-    for part, images in (("sample", 1000), ("kill", 1000), ("resume", 1000), ("evaluate", 100)):
+    for part, images in (("sample", 1000), ("kill", 1000), ("resume", 1000), ("evaluate", 100), ("explore", 1)):
         command = [sys.executable, MEMORY, part, "--preset", "photos", "--images", str(images), "--out", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -35,4 +35,5 @@ def test_the_parts_of_the_memory_benchmark_run(tmp_path):
     assert all(0.1 < row["GB a process, at most"] < 3 for what, row in found.items() if what != "where")
     assert found["sample 1000 into a folder, killed"]["images by then"] >= 500
     assert found["sample 1000 into the same folder"]["those as in the archive"] == 1000
+    assert {"panel Variance", "panel Bits", "panel Your image"} < found.keys()
     assert found["evaluate 100 samples, ranks: 2"]["the same figures as by 1"]

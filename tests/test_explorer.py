@@ -21,7 +21,7 @@ from torch.testing import assert_close
 
 import farmer
 from farmer import Farmer, explorer
-from farmer.analysis import DEFAULT_MODEL, open_picture, predict_token, read_picture, redraw_redundant
+from farmer.analysis import DEFAULT_MODEL, channel_reach, open_picture, predict_token, read_picture, redraw_redundant
 from farmer.data import ArrayDataset, load_dataset, to_levels
 from farmer.explorer import (
     PANELS, Basis, Bits, Mixture, Panel, Recolour, Subject, Swap, Traverse, Variance, YourImage, _bar_picture, _over_image, _page_file, _titles, explore,
@@ -424,7 +424,9 @@ def test_basis_makes_what_its_titles_say(digits):
 
 def test_basis_compares_the_embedded_models_of_the_same_data(subjects, monkeypatch):
     monkeypatch.undo()  # with the panel's own models
-    sources = {"digits": "digits", "glyphs": "glyphs", "digits-pca": "digits"}
+    sources = {"digits": "digits", "glyphs": "glyphs", "digits-pca": "digits", "digits-large": "digits"}
+    shape = lambda name: (1, 16, 16) if name == "digits-large" else (1, 8, 8)  # images of another size cannot stand beside
+    monkeypatch.setattr(explorer.Farmer, "from_pretrained", lambda name: mock.Mock(config=mock.Mock(image_shape=shape(name))))
     monkeypatch.setattr(explorer, "embedded_models", lambda: sorted(sources))
     monkeypatch.setattr(explorer, "read_source", sources.__getitem__)
     monkeypatch.setattr(Subject, "load", lambda name, *data, count: (name, count))
@@ -546,7 +548,28 @@ def test_the_page_leaves_out_what_cannot_be_shown(monkeypatch):
 def test_a_model_without_classes():
     subject = small_subject(num_classes=0)
     assert tuple(Bits(subject).controls()["label"].values) == ("its own", "none")
-    assert "no label" in YourImage(subject).render()["note"]
+    note = YourImage(subject).render()["note"]
+    assert "bits/dim without a label" in note and "with label" not in note
+
+
+def test_a_picture_under_a_thousand_labels_is_not_asked_for():
+    "Each takes as long as an image."
+    subject = small_subject(num_classes=101)
+    note = YourImage(subject).render()["note"]
+    assert "bits/dim without a label" in note and "with label" not in note
+    bits = subject.model.bits_per_dim(subject.images[:1], generator=seeded()).item()
+    assert f"{bits:.2f} bits/dim without" in note
+
+
+def test_of_many_channels_some_are_moved():
+    "Each takes an inverse of the flow."
+    subject = small_subject(image_shape=(3, 16, 16), patch_size=8, informative_channels=5)  # 192 channels
+    panel = Traverse(subject)
+    assert panel.moved == range(0, 192, 2)
+    outputs = panel.render(channel=7)
+    assert "channels 0 to 190 in steps of 2" in outputs["ranking"].html
+    every = channel_reach(subject.model, subject.pick(panel.state()["image"])[2], 3, panel.deviations(3))
+    assert torch.equal(panel.reach(panel.state()["image"], 3), every[::2])
 
 
 @pytest.mark.parametrize("panel", PANELS)
