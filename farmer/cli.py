@@ -37,7 +37,7 @@ from .data import IMAGE_SIZES, ImageDataset, load_dataset
 from .demo import show_demo
 from .distributed import ExecutionConfig, Ranks, best_device, process_group
 from .evaluation import EvaluationConfig, Inception, Solver, evaluate, inverse_by_name
-from .files import file_digest, import_optional, replace_files, spread, tell
+from .files import file_digest, import_optional, lock_folder, replace_files, spread, tell
 from .guidance import Guidance
 from .inversion import Jacobi, Student, certify
 from .model import Farmer, FarmerConfig
@@ -320,20 +320,24 @@ class Sample:
         check_shown(torch.empty(1, *shape))
         names = [(*(model.class_names or map(str, range(model.null_class))), "no class")[label] for label in classes]
         labels, width = torch.tensor(classes).repeat_interleave(self.count), shape[2] * math.ceil(64 / shape[2])
-        archive, paths = self.output.suffix.lower() == ".npz", self.paths(labels.tolist(), names, model.device.type)
-        if not paths and not archive and len(labels) * width**2 > 25_000_000:
+        archive, folder = self.output.suffix.lower() == ".npz", self.output.is_dir() or not self.output.suffix
+        if not folder and not archive and picture_format(self.output) is None:
+            raise ValueError(f"output {self.output} must end in .png or another picture format, in .npz, or in nothing for a folder")
+        if not folder and not archive and len(labels) * width**2 > 25_000_000:
             raise ValueError(f"{len(labels):,} images are too many for a picture; draw fewer, or to an --output that is a folder or .npz")
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        notes, batches = [], self.draw(model, labels, guidance, inverse, paths)
-        if archive:
-            save_archive((notes.append(note) or images for images, _, note in batches), labels, shape, self.output)  # as they are drawn
-        elif paths:
-            for images, part, note in batches:
-                notes.append(note)
-                save_files(images, paths[part])
-        else:
-            drawn, _, notes = zip(*batches)
-            save_images(torch.cat(drawn), self.output, self.count, width, names)
+        with lock_folder(self.output, "sampling") if folder else contextlib.nullcontext():
+            paths, notes = self.paths(labels.tolist(), names, model.device.type) if folder else [], []
+            batches = self.draw(model, labels, guidance, inverse, paths)
+            if archive:
+                save_archive((notes.append(note) or images for images, _, note in batches), labels, shape, self.output)  # as they are drawn
+            elif folder:
+                for images, part, note in batches:
+                    notes.append(note)
+                    save_files(images, paths[part])
+            else:
+                drawn, _, notes = zip(*batches)
+                save_images(torch.cat(drawn), self.output, self.count, width, names)
         several, numbers = lambda texts: ", ".join(texts[:10] + ["..."] * (len(texts) > 10)), list(map(str, classes))
         called = f" ({several(names)})" if names != numbers else ""
         bound = f"; --labels all draws {model.config.num_classes:,}" if not self.labels and len(classes) < model.config.num_classes else ""
@@ -346,17 +350,12 @@ class Sample:
             print(f"solver {self.solver}: {_join(certificates).summary()}{effort}")
 
     def paths(self, labels: Sequence[int], names: Sequence[str], device: str) -> list[Path]:
-        "Where the images go in a folder, none for another output. Raises ValueError for an ending of nothing, and a folder of other things."
-        if self.output.suffix and not self.output.is_dir():
-            if self.output.suffix.lower() != ".npz" and picture_format(self.output) is None:
-                raise ValueError(f"output {self.output} must end in .png or another picture format, in .npz, or in nothing for a folder")
-            return []
+        "Where the images go in a folder, which is locked. Raises ValueError for a folder of other things."
         weights = [model_files(self.model)[1]]
         weights += [weights[0].with_name("student.safetensors")] if self.solver == "student" else []
         settings = {**asdict(self), "output": "", "labels": labels, "device": device, "weights": [file_digest(path) for path in weights]}
         note, text = self.output / "samples.json", json.dumps(settings).encode()
-        self.output.mkdir(parents=True, exist_ok=True)
-        if any(self.output.iterdir()) and not (note.is_file() and note.read_bytes() == text):
+        if any(path.name != ".lock" for path in self.output.iterdir()) and not (note.is_file() and note.read_bytes() == text):
             raise ValueError(f"{self.output} holds something else than these samples; delete it, or choose another --output")
         replace_files({note: text})
         return [self.output / re.sub(r"[^\w.-]", "_", f"{place:06d}-{names[place // self.count]}.png") for place in range(len(labels))]

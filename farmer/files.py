@@ -65,6 +65,15 @@ def _remove_leftovers(paths: Collection[Path]) -> None:
                             os.unlink(entry.path)
 
 
+def _open_temporary(path: Path) -> BinaryIO:
+    "A new file, locked. Opened again if another process took it for left over, and removed it, before it was."
+    while True:
+        file = open(path, "wb")
+        if _try_lock(file.fileno()) is not False and path.exists():
+            return file
+        file.close()
+
+
 def replace_files(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -> None:
     """Write files, first all of them under temporary names, then rename: if writing fails, the old ones stay and the new are removed.
 
@@ -75,8 +84,7 @@ def replace_files(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -
     try:
         with ExitStack() as files:  # open, and so locked, until all are renamed
             for path, content in contents.items():
-                file = files.enter_context(open(temporary[path], "wb"))
-                _try_lock(file.fileno())
+                file = files.enter_context(_open_temporary(temporary[path]))
                 content(file) if callable(content) else file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

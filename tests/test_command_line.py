@@ -25,6 +25,7 @@ from farmer.cli import _PAGE, _explorer_notebook, main, parse
 from farmer.data import IMAGE_SIZES
 from farmer.demo import _show_images, text_images
 from farmer.evaluation import EvaluationConfig, SmallClassifier, manifest
+from farmer.files import lock_folder
 from farmer.objectives import evaluate_bits_per_dim
 from farmer.presets import PRESETS, distillation_of
 from farmer.training import Trainer, read_log
@@ -525,6 +526,8 @@ def test_a_folder_of_samples_goes_on(many, tmp_path, capsys):
     draw.append(str(folder))
     capsys.readouterr()
     assert "holds something else" in mistake(capsys, *draw, "--seed", "1")
+    with lock_folder(folder, "sampling"):
+        assert f"{folder} is in use by sampling" in mistake(capsys, *draw)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     assert "holds something else" in mistake(capsys, *draw[:-1], tmp_path / "mine") and os.listdir(tmp_path / "mine") == ["thesis.txt"]

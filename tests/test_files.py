@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 from helpers import complaint
 
+from farmer import files
 from farmer.files import STOP_SIGNALS, file_digest, hold_signals, import_optional, lock_folder, replace_files, say, spread, start_worker
 
 
@@ -160,3 +161,18 @@ def test_spread(count, length, places):
 def test_missing_packages_say_how_to_get_them(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     complaint(ImportError, lambda: import_optional("matplotlib.pyplot", "matplotlib"), "pip install matplotlib", "notebooks")
+
+
+def test_a_file_that_another_process_takes_for_left_over(tmp_path, monkeypatch):
+    "And removes between its first moment and its lock."
+    plain, removed = files._try_lock, []
+
+    def late(descriptor: int) -> bool | None:
+        if not removed:
+            removed.extend(tmp_path.glob(".*.partial"))
+            removed[0].unlink()
+        return plain(descriptor)
+
+    monkeypatch.setattr(files, "_try_lock", late)
+    replace_files({tmp_path / "one": b"text"})
+    assert len(removed) == 1 and [path.name for path in tmp_path.iterdir()] == ["one"] and (tmp_path / "one").read_bytes() == b"text"

@@ -3,6 +3,7 @@ goes on at that very step to the weights of a run that nobody disturbed, bit for
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SMALL_RUN, make_trainer, short_training, weights_of
+from helpers import SMALL_RUN, contents, make_trainer, photos, short_training, weights_of
 from test_distributed import command, start, with_keywords  # processes in which all is imported already
 
 import farmer.__main__
 from farmer.checkpoints import checkpoints
 from farmer.distributed import ExecutionConfig, Termination, process_group
 from farmer.files import STOP_SIGNALS
+from farmer.pretrained import EMBEDDED
 from farmer.training import Trainer, read_log
 
 
@@ -346,3 +348,42 @@ def test_thirty_kills(tmp_path, workers):
         assert (folder / name / "model.safetensors").read_bytes() == (tmp_path / "whole" / name / "model.safetensors").read_bytes()
     wait_until(lambda: not alive(started))
     assert not [path for path in folder.rglob("*.partial")]
+
+
+COMMANDS = {  # arguments before the folder that is written, and which of its files count
+    "prepare": (["{photos}", "{target}", "--image-size", "16", "--shard-images", "50", "--workers", "2"], ""),
+    "sample": (["digits", "--count", "100", "--batch-size", "10", "--labels", "all", "--device", "cpu", "--output", "{target}"], ""),
+    "evaluate": (["digits", "--samples", "600", "--chunk", "50", "--device", "cpu", "--folder", "{target}"], "evaluation.json"),
+    "distill": (["{teacher}", "--steps", "300", "--batch-size", "8", "--save-every", "5", "--device", "cpu", "--folder", "{target}"], "student.safetensors"),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", COMMANDS)
+def test_fifteen_kills_of_another_command(tmp_path, name):
+    "kill -9 at any moment, with a double start each other time: the same command goes on, its files are those that nobody disturbed, and no process stays."
+    choose, started, (arguments, counts) = random.Random(name), set(), COMMANDS[name]
+    shutil.copytree(EMBEDDED / "digits", tmp_path / "teacher" / "model")
+    places = {"photos": photos(tmp_path / "photos", per_class=1000), "teacher": tmp_path / "teacher"}
+    begin = lambda target: start(tmp_path, 0, with_keywords, in_fork, [name, *(each.format(target=target, **places) for each in arguments)], {})[0]
+    files = lambda folder: {path: content for path, content in contents(folder).items() if path.endswith(counts)}
+    begun, whole = time.monotonic(), begin(tmp_path / "whole")
+    assert whole.status(600) == 0, whole.text
+    expected, seconds, killed = files(tmp_path / "whole"), time.monotonic() - begun, 0
+    while killed < 15:
+        processes = [begin(tmp_path / "parts") for _ in range(1 + killed % 2)]
+        time.sleep(seconds * choose.random())
+        for process in processes:
+            started |= descendants(process.process.pid) if process.process.is_alive() else set()
+            process.process.kill()
+        statuses = [process.status() for process in processes]
+        killed += -signal.SIGKILL in statuses
+        for status, process in zip(statuses, processes):
+            assert status in (-signal.SIGKILL, 0) or status == 2 and "is in use" in process.text, process.text
+        if 0 in statuses or killed == 15:
+            last = begin(tmp_path / "parts")
+            assert last.status(600) == 0, last.text
+            assert expected and files(tmp_path / "parts") == expected
+            wait_until(lambda: not alive(started))
+            assert not [path for path in (tmp_path / "parts").rglob("*.partial")]
+            shutil.rmtree(tmp_path / "parts")
