@@ -67,11 +67,13 @@ def _remove_leftovers(paths: Collection[Path]) -> None:
 
 def _open_temporary(path: Path) -> BinaryIO:
     "A new file, locked. Opened again if another process took it for left over, and removed it, before it was."
-    while True:
-        file = open(path, "wb")
+    file = open(path, "wb")
+    for _ in range(100):
         if _try_lock(file.fileno()) is not False and path.exists():
-            return file
+            break
         file.close()
+        file = open(path, "wb")
+    return file
 
 
 def replace_files(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -> None:
