@@ -25,7 +25,7 @@ help:
 	@echo "  make docs    build the documentation site into docs/_site, without a network once it is set up"
 	@echo "  make web     build the live page into farmer/page/live and docs/_site/live; needs Node 20.19 or newer"
 	@echo "  make bench   time the fast code against plain or published code"
-	@echo "  make pretrained  train the embedded models again, two hours or more"
+	@echo "  make pretrained  train the embedded models again, four hours or more"
 	@echo "  make paper   train and measure the small twins of the paper's tables, more than an hour"
 	@echo "  make experiments  train and measure what the README and the notebooks quote besides, hours"
 	@echo "  make build   after editing notebooks: export farmer/, clean nbs/, make README.md"
@@ -96,7 +96,7 @@ pretrained: $(STAMP)
 	  for basis in luma-chroma pca pixels; do \
 	    model=$$name-$$basis; [ $$basis = luma-chroma ] && model=$$name; \
 	    $(BIN)/farmer train $$name --basis $$basis --device cpu --folder runs/pretrained/$$model && \
-	    if [ $$model = photos ]; then $(BIN)/farmer distill runs/pretrained/photos --steps 1500 --batch-size 32 --device cpu || exit 1; fi && \
+	    if [ $$model = photos ]; then $(BIN)/farmer distill runs/pretrained/photos --device cpu || exit 1; fi && \
 	    $(BIN)/python tools/embed.py runs/pretrained/$$model $$model --half || exit 1; \
 	  done; \
 	done

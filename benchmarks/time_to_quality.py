@@ -1,11 +1,11 @@
 """The speed that matters: how long until a model is as good as TarFlow's own public code in the end?
 
-    OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py --tarflow path/to/transformer_flow.py [--data digits glyphs photos] [--seeds 3] [--out FILE]
+    OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py --tarflow path/to/transformer_flow.py [--data digits glyphs photos] [--basis pixels] [--seeds 3] [--out FILE]
 
 TarFlow's model, with as many weights within 2%, trains with the steps, the batches, the optimiser, the noise and the averaged
 weights of the preset: by the same trainer, so that only the models differ. It gets the labels, a tenth of them dropped, as its
 authors do. Then FARMER trains, in runs planned for an eighth, a quarter, three eighths ... and all of those steps, until one ends with
-as few bits/dim of held-out images. Learning rates of TarFlow: the preset's and a quarter of it; the better end counts.
+as few bits/dim of held-out images. With --basis on that channel basis, not the preset's. Learning rates of TarFlow: the preset's and a quarter of it; the better end counts.
 
 Seconds are those of the steps, in CPU time of the process, so other work on the machine does not count; evaluations do not
 either. bits/dim: uniform dequantisation, the same held-out images for both.
@@ -113,9 +113,10 @@ def train(objective: Likelihood | TarFlowLikelihood, preset: Preset, data: tuple
         return {"steps": steps, "learning rate": rate, "seconds": spent, "bits/dim": trainer.objective.held_out(trainer.ema, data[1], 1000)}
 
 
-def compare(source: ModuleType, name: str, seed: int) -> dict:
+def compare(source: ModuleType, name: str, seed: int, basis: str | None) -> dict:
     "One seed on one data set."
     preset, data = PRESETS[name], tuple(load_dataset(PRESETS[name].data, split) for split in ("train", "test"))
+    preset = replace(preset, model=replace(preset.model, basis=basis or preset.model.basis))
     torch.manual_seed(seed)
     weights = weights_of(Farmer(preset.model))
     rates = (preset.training.learning_rate, preset.training.learning_rate / 4)
@@ -127,7 +128,7 @@ def compare(source: ModuleType, name: str, seed: int) -> dict:
         if ours[-1]["bits/dim"] <= rival["bits/dim"]:
             break
     reached = ours[-1]["bits/dim"] <= rival["bits/dim"]
-    row = {"data": name, "seed": seed, "weights": {"FARMER": weights, "TarFlow": weights_of(tarflow(source, preset.model, weights))}, "TarFlow": rivals, "FARMER": ours}
+    row = {"data": name, "basis": preset.model.basis, "seed": seed, "weights": {"FARMER": weights, "TarFlow": weights_of(tarflow(source, preset.model, weights))}, "TarFlow": rivals, "FARMER": ours}
     row["share of TarFlow's time"] = ours[-1]["seconds"] / rival["seconds"] if reached else None
     said = f"{ours[-1]['seconds'] / rival['seconds']:.2f} of its time" if reached else "not reached"
     print(f"{name}, seed {seed}: TarFlow {rival['bits/dim']:.3f} bits/dim after {rival['seconds']:.0f} s; FARMER {ours[-1]['bits/dim']:.3f} after {ours[-1]['seconds']:.0f} s: {said}", flush=True)
@@ -138,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tarflow", type=Path, required=True, metavar="PATH", help="transformer_flow.py of https://github.com/apple/ml-tarflow")
     parser.add_argument("--data", nargs="+", default=["digits", "glyphs", "photos"], choices=PRESETS, metavar="PRESET")
+    parser.add_argument("--basis", choices=("pixels", "pca", "luma-chroma"), help="channel basis of FARMER, in place of the preset's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     asked = parser.parse_args()
@@ -149,7 +151,7 @@ def main() -> None:
     print(where())
     rows = []
     for name in asked.data:
-        rows += [compare(source, name, seed) for seed in range(asked.seeds)]
+        rows += [compare(source, name, seed, asked.basis) for seed in range(asked.seeds)]
         shares = [row["share of TarFlow's time"] for row in rows if row["data"] == name]
         print(f"{name}: " + (f"{statistics.mean(shares):.2f} of TarFlow's time, {min(shares):.2f} to {max(shares):.2f}" if all(shares) else "not reached by every seed"))
         if asked.out:

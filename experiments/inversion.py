@@ -1,15 +1,15 @@
 """Ways back through the flow: how good is the student, which way of training it is best, how many rounds does Jacobi need?
 
     python experiments/inversion.py students          the embedded students: error to the exact inverse, Frechet distance, class accuracy
+    python experiments/inversion.py students photos   the same of one; the figures of the others stay
     python experiments/inversion.py rivals            the same of the paper's student, and of ours trained with its noise and loss
-    python experiments/inversion.py rivals digits     the same of one data set; the figures of the others stay
     python experiments/inversion.py attempts          ways of training a student of the embedded glyphs, equal steps
     python experiments/inversion.py jacobi            rounds of every block of the embedded flows
 
 `students`, `rivals`: 1,000 samples for each of three sampling seeds, into one file. The rivals are trained here, with as many steps,
-images and the same rates as ours, in runs/experiments: 5 minutes each on digits, half an hour on photos (one core). Each goes on where
-it was stopped. The distance from the model is the Kullback-Leibler divergence of the student's samples, which have an exact density
-under both if attention is causal. Latent noise: held-out latents plus noise of this deviation, undone, against clean images.
+images and the same rates as ours, in runs/experiments: 5 minutes each on one core. Each goes on where it was stopped. The distance
+from the model is the Kullback-Leibler divergence of the student's samples, which have an exact density under both if attention is
+causal. Latent noise: held-out latents plus noise of this deviation, undone, against clean images.
 
 `attempts`: 800 steps of 64 images, two seeds; root mean square error to the exact inverse on 500 held-out images and on
 500 samples of the prior, in the scale of pixels. benchmarks/inversion_time.py times the ways.
@@ -21,7 +21,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from measuring import RESULTS, RUNS, judge_of, judged, record
@@ -39,8 +38,7 @@ from farmer.training import Trainer
 NAMES = ("digits", "glyphs")
 SEEDS = (0, 1, 2)
 STUDENTS = ("digits", "glyphs", "photos")  # that are embedded
-RIVALS = {"digits": ("paper", "causal, noise and loss of the paper"), "photos": ("paper",)}  # of our students, and where they are trained
-SHORTER = {"photos": {"steps": 1500, "batch_size": 32}}  # than a student's usual training: as the embedded one's (Makefile)
+RIVALS = {"digits": ("paper", "causal, noise and loss of the paper")}  # of our students, and where they are trained
 
 # Letters used for shapes:
 # B batch, N tokens, d channels of a token, W width of the transformer
@@ -110,8 +108,7 @@ def rival(name: str, kind: str) -> Student:
     "Trained now, from where it was stopped, or before."
     judge, teacher = judge_of(name), Farmer.from_pretrained(name)
     objective = Distillation(teacher, "paper") if kind == "paper" else NoisyDistillation(teacher)
-    training = replace(distillation_of(teacher.config), **SHORTER.get(name, {}))
-    trainer = Trainer(objective, judge.train, judge.held_out, training, RUNS / f"students, {name}, {kind}", device="cpu")
+    trainer = Trainer(objective, judge.train, judge.held_out, distillation_of(teacher.config), RUNS / f"students, {name}, {kind}", device="cpu")
     trainer.fit()
     return trainer.ema
 

@@ -5,6 +5,7 @@ the same command goes on where it was stopped.
 """
 import json
 import platform
+import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -254,9 +255,9 @@ def train(name: str, seed: int, folder: Path = RUNS) -> Trainer:
 
 
 def seconds_of(trainer: Trainer) -> float:
-    "Of training, without evaluations: the steps of the run at the speed that it wrote down last."
-    speed = [record["images_per_second"] for record in read_log(trainer.folder) if "images_per_second" in record][-1]
-    return trainer.config.steps * trainer.config.batch_size / speed
+    "Of training, without evaluations: the steps of the run at the speeds that it wrote down along the way."
+    speeds = [record["images_per_second"] for record in read_log(trainer.folder) if "images_per_second" in record]
+    return trainer.config.steps * trainer.config.batch_size / statistics.harmonic_mean(speeds)
 
 
 def draw(model: Farmer, seed: int, count: int = 2000, **how) -> tuple[Tensor, Tensor]:  # images (count, C, H, W), labels (count,)

@@ -35,7 +35,7 @@ SEEDS = (0, 1, 2)
 
 def run_twin(name: str, seed: int) -> dict:
     torch.set_num_threads(1)
-    return run(name, seed, guided=GUIDED if name.endswith(", FARMER") else {})
+    return run(name, seed, guided=GUIDED if name in (TEACHER, "paper, digits, FARMER") else {})
 
 
 def distill(seed: int) -> Trainer:

@@ -1,7 +1,7 @@
-"""What small FARMERs make of photographs; a quarter of an hour a run for `photos`, an hour for CIFAR-10.
+"""What small FARMERs make of photographs; a quarter to three quarters of an hour a run for `photos`, an hour for CIFAR-10.
 
-    python experiments/photographs.py results                    the preset of `photos` and TarFlow with as many weights, three seeds each
-    python experiments/photographs.py attempts                   other ways to train, for fewer bits/dim
+    python experiments/photographs.py results                    `photos`, a third of its steps and no dropout, and TarFlow with as many weights, three seeds each
+    python experiments/photographs.py attempts                   other ways to train, the preset among them
     python experiments/photographs.py bases                      does the likelihood alone find the split? channel bases, depths, numbers of informative channels
     python experiments/photographs.py cifar10-bases [FOLDER]     the same on CIFAR-10, one seed
     python experiments/photographs.py cifar10 [FOLDER]           the preset `cifar10-small` and TarFlow with as many weights; a grid of samples
@@ -50,7 +50,7 @@ def before_training(prefix: str) -> dict[str, dict]:
     "What probes read in z^I and z^R when the flow changes nothing yet: in the bases alone."
     rows = {}
     for name, condition in conditions(prefix).items():
-        if set(condition.model) == {"basis"} and not condition.learned_rotation:  # which starts as the pixels
+        if condition.model.keys() <= {"basis", "dropout"} and not condition.learned_rotation:  # which starts as the pixels
             objective = objective_of(f"{prefix}{name}", 0)
             objective.fit_basis(judge_of(condition.data).train)
             rows[name] = measure(objective.module, condition.data, 0, ("probes",), probe_images=4000)

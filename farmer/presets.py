@@ -81,7 +81,7 @@ PRESETS = {
     "glyphs": Preset("glyphs", _GLYPHS, _GLYPH_TRAINING),
     "glyphs-field": Preset("glyphs-field", _COLOUR_GLYPHS, _COLOUR_TRAINING),
     "glyphs-palette": Preset("glyphs-palette", _COLOUR_GLYPHS, _COLOUR_TRAINING),
-    "photos": Preset("photos", _PHOTOS, _PHOTO_TRAINING),
+    "photos": Preset("photos", replace(_PHOTOS, dropout=0.1), replace(_PHOTO_TRAINING, steps=9000)),
     "mnist": Preset("mnist", _MNIST, _MNIST_TRAINING, distillation=_sixty_epochs_more(_MNIST_TRAINING)),
     "cifar10-small": Preset("cifar10", _PHOTOS, _CIFAR10_TRAINING),
     "cifar10": Preset("cifar10", _CIFAR10, _CIFAR10_GPU_TRAINING, _ON_GPUS, _sixty_epochs_more(_CIFAR10_GPU_TRAINING)),
