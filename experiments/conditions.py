@@ -1,5 +1,6 @@
 "The table of all models that the experiments train: name -> data, what changes in the preset's model and training, seeds."
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class Condition:
     "one run for each"
     learned_rotation: bool = False
     "train the rotation of the channels with the rest, from the identity, in place of a fixed basis"
-    pixel_by_pixel: bool = False
-    "the channels of a token in the order of its pixels, each with its red, green and blue, in place of a basis"
+    order: Literal["pixel by pixel", "checkerboard"] | None = None
+    "of a token's channels, in place of a basis: its pixels one by one, each with its red, green and blue, or every second pixel first"
     largest_log_scale: float | None = None
     "limit of the flow's log-scales, which approach it smoothly; None: without limit"
 
@@ -84,6 +85,10 @@ CORNERS = {"steps": 1500, "evaluate_every": 1500, "save_every": 1500}
 CONDITIONS = {
     **{f"paper, {name}": Condition(name.split(",")[0], changes, TWINS) for name, changes in PAPER.items()},
     **{f"paper, {name}": Condition("glyphs", changes, TWINS) for name, changes in RAW.items()},
+    **{
+        f"paper, glyphs on raw channels, {name}, checkerboard": Condition("glyphs", RAW[f"glyphs on raw channels, {name}"], TWINS, order="checkerboard")
+        for name in ("FARMER", "coupling flow")
+    },
     **{f"figure 6, {name}": Condition("glyphs", changes, TWINS, (0, 1, 2) if "informative_channels" in changes else (0,)) for name, changes in FIGURE_6.items()},
     **{
         f"flows, {name}, {flow}": Condition(name.split(",")[0], changes | {"flow": flow}, TWINS, seeds)
@@ -109,7 +114,7 @@ CONDITIONS = {
         for name, changes in BLOW_UP.items()
     },
     "bases, photos, learned rotation": Condition("photos", {"basis": "pixels"} | NO_DROPOUT, SHORT, learned_rotation=True),
-    "bases, photos, pixel by pixel": Condition("photos", {"basis": "pixels"} | NO_DROPOUT, SHORT, pixel_by_pixel=True),
+    "bases, photos, pixel by pixel": Condition("photos", {"basis": "pixels"} | NO_DROPOUT, SHORT, order="pixel by pixel"),
     **{
         f"colour, {data}, {name}": Condition(data, changes, training, seeds)
         for data in ("glyphs-field", "glyphs-palette")

@@ -235,13 +235,17 @@ def objective_of(name: str, seed: int) -> Likelihood:
     model = Farmer(replace(preset_of(condition).model, **condition.model))
     if condition.learned_rotation:
         model.basis = LearnedRotation(model.config.token_channels)
-    if condition.pixel_by_pixel:
-        order = torch.arange(model.config.token_channels).view(model.config.image_shape[0], -1).T.flatten()
-        model.basis.matrix = torch.eye(len(order))[order]
+    if condition.order:
+        colours, side = model.config.image_shape[0], model.config.patch_size
+        order = torch.arange(model.config.token_channels).view(colours, -1).T  # (pixels, colours)
+        if condition.order == "checkerboard":
+            pixels = torch.arange(side**2)
+            order = order[((pixels // side + pixels % side) % 2).argsort(stable=True)]
+        model.basis.matrix = torch.eye(order.numel())[order.flatten()]
     if condition.largest_log_scale is not None:
         for block in model.flow.blocks:
             block.output = nn.Sequential(block.output, Bounded(condition.largest_log_scale))
-    return FixedStart(model) if condition.learned_rotation or condition.pixel_by_pixel else Likelihood(model)
+    return FixedStart(model) if condition.learned_rotation or condition.order else Likelihood(model)
 
 
 @torch.enable_grad()
