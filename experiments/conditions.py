@@ -103,7 +103,6 @@ CONDITIONS = {
     "attempts, photos, dropout": Condition("photos", {}, THIRD, (0,)),
     "attempts, photos, more noise at the start": Condition("photos", NO_DROPOUT, THIRD | {"noise_start": 0.3}, (0,)),
     "attempts, photos, dropout, three times the steps": Condition("photos", seeds=(0,)),  # the preset
-    "attempts, photos, TarFlow, dropout, three times the steps": Condition("photos", PHOTOS_TARFLOW, seeds=(0,)),
     **{f"bases, photos, {name}": Condition("photos", changes | NO_DROPOUT, SHORT, (0, 1, 2) if name in BASIS_KINDS else (0,)) for name, changes in BASES.items()},
     **{f"bases, cifar10-small, {basis}": Condition("cifar10-small", BASES[basis], SHORT, (0,)) for basis in BASIS_KINDS},
     "results, cifar10-small, FARMER": Condition("cifar10-small", seeds=(0,)),

@@ -289,10 +289,11 @@ def in_fork(*arguments) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("tell", [os.killpg, os.kill], ids=["group", "process"])
 @pytest.mark.parametrize("workers", [0, 2])
 @SIGNALS
-def test_twenty_moments_at_random(tmp_path, number, workers):
-    "Wherever the run happens to be when its group is told, it ends in order and goes on at that very step."
+def test_twenty_moments_at_random(tmp_path, number, workers, tell):
+    "Wherever the run happens to be when its group, or the process alone, is told, it ends in order and goes on at that very step."
     choose, folder = random.Random(f"{number}, {workers}"), tmp_path / "run"
     arguments = (*DIGITS, "--folder", folder, "--steps", "3000", "--save-every", "7", "--workers", workers)
     reached, statuses = 0, {signal.SIGINT: 130}
@@ -300,7 +301,7 @@ def test_twenty_moments_at_random(tmp_path, number, workers):
         [process] = start(tmp_path, 0, with_keywords, leading, arguments, {})
         process.wait_for(f"going on from step {reached} of 3000" if reached else "training images")
         time.sleep(0.5 * choose.random())
-        os.killpg(process.process.pid, number)
+        tell(process.process.pid, number)
         status = process.status()
         if status == 128 + number != 130 or "saved at step" not in process.text:  # before the first step
             continue
@@ -312,6 +313,35 @@ def test_twenty_moments_at_random(tmp_path, number, workers):
         arguments = [*DIGITS, "--folder", str(tmp_path / place), "--steps", "3000", "--save-every", "1000"]
         [process] = start(tmp_path, 0, with_keywords, in_fork, arguments, {})
         assert process.status(600) == 0, process.text
+    for name in ("model", "latest"):
+        assert (folder / name / "model.safetensors").read_bytes() == (tmp_path / "whole" / name / "model.safetensors").read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_twenty_moments_of_torchrun(tmp_path, number):
+    "Both ranks save at one step, nobody stays, and the next start goes on there. (SIGUSR1 is for the ranks: it ends torchrun itself at once.)"
+    choose, folder, reached = random.Random(number.name), tmp_path / "run", 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "farmer", *DIGITS, "--steps", "1000"]
+    for moment in range(20):
+        printed = tmp_path / f"{moment}.txt"
+        with printed.open("w") as file:
+            process = subprocess.Popen([*torchrun, "--folder", folder, "--save-every", "7", "--workers", "2"], stdout=file, stderr=file)
+        awaited = f"going on from step {reached} of 1000" if reached else "training images"
+        wait_until(lambda: awaited in printed.read_text() or process.poll() is not None)
+        time.sleep(0.5 * choose.random())
+        started = descendants(process.pid)
+        process.send_signal(number)
+        process.wait(120)
+        wait_until(lambda: not alive(started))
+        text = printed.read_text()
+        assert "DataLoader" not in text and process.returncode, text
+        if "saved at step" in text:  # not before the first step
+            reached = int(checkpoints(folder)[-1].name[5:])
+            assert f"{number.name}: saved at step {reached} of 1000" in text, text
+    assert 20 < reached < 1000
+    for place in ("run", "whole"):
+        subprocess.run([*torchrun, "--folder", tmp_path / place, "--save-every", "500"], check=True, capture_output=True)
     for name in ("model", "latest"):
         assert (folder / name / "model.safetensors").read_bytes() == (tmp_path / "whole" / name / "model.safetensors").read_bytes()
 
