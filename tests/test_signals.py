@@ -322,24 +322,24 @@ def test_twenty_moments_at_random(tmp_path, number, workers, tell):
 def test_twenty_moments_of_torchrun(tmp_path, number):
     "Both ranks save at one step, nobody stays, and the next start goes on there. (SIGUSR1 is for the ranks: it ends torchrun itself at once.)"
     choose, folder, reached = random.Random(number.name), tmp_path / "run", 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "farmer", *DIGITS, "--steps", "1000"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "farmer", *DIGITS, "--steps", "2000"]
     for moment in range(20):
         printed = tmp_path / f"{moment}.txt"
         with printed.open("w") as file:
             process = subprocess.Popen([*torchrun, "--folder", folder, "--save-every", "7", "--workers", "2"], stdout=file, stderr=file)
-        awaited = f"going on from step {reached} of 1000" if reached else "training images"
+        awaited = f"going on from step {reached} of 2000" if reached else "training images"
         wait_until(lambda: awaited in printed.read_text() or process.poll() is not None)
-        time.sleep(0.5 * choose.random())
+        time.sleep(4 * choose.random())  # it takes two seconds to the first step
         started = descendants(process.pid)
         process.send_signal(number)
         process.wait(120)
         wait_until(lambda: not alive(started))
         text = printed.read_text()
-        assert "DataLoader" not in text and process.returncode, text
+        assert "killed by signal" not in text and process.returncode, text
         if "saved at step" in text:  # not before the first step
             reached = int(checkpoints(folder)[-1].name[5:])
-            assert f"{number.name}: saved at step {reached} of 1000" in text, text
-    assert 20 < reached < 1000
+            assert f"{number.name}: saved at step {reached} of 2000" in text, text
+    assert 20 < reached < 2000
     for place in ("run", "whole"):
         subprocess.run([*torchrun, "--folder", tmp_path / place, "--save-every", "500"], check=True, capture_output=True)
     for name in ("model", "latest"):
