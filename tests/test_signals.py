@@ -318,11 +318,12 @@ def test_twenty_moments_at_random(tmp_path, number, workers, tell):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+@SIGNALS
 def test_twenty_moments_of_torchrun(tmp_path, number):
-    "Both ranks save at one step, nobody stays, and the next start goes on there. (SIGUSR1 is for the ranks: it ends torchrun itself at once.)"
+    "Both ranks save at one step, nobody stays, and the next start goes on there. torchrun hears SIGUSR1, too, by the flag that launch/slurm.sbatch has."
     choose, folder, reached = random.Random(number.name), tmp_path / "run", 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "farmer", *DIGITS, "--steps", "2000"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGUSR1", "-m", "farmer", *DIGITS, "--steps", "2000"]
     for moment in range(20):
         printed = tmp_path / f"{moment}.txt"
         with printed.open("w") as file:
