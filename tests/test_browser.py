@@ -30,7 +30,7 @@ except ImportError:
     sync_playwright = None
 
 NOTEBOOK = Path(__file__).parent.parent / "nbs" / "22_explorer.ipynb"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "firefox": ("firefox-esr", "firefox")}
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 PATIENCE = 90  # seconds for anything to happen; a busy machine may need them
 
@@ -151,7 +151,10 @@ class Shown:
 
 
 def choose_next(select) -> None:
-    "Opened first: JupyterLab takes the arrows of a list that is closed for its own."
+    "Opened first: JupyterLab takes the arrows of a list that is closed for its own. Without a screen, no key reaches an open list of Firefox."
+    if select.page.context.browser.browser_type.name == "firefox":
+        select.select_option(index=select.evaluate("each => each.selectedIndex") + 1)
+        return
     for key in ("Space", "ArrowDown", "Enter"):
         select.press(key)
 
@@ -232,17 +235,32 @@ def unavailable(message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser():
+def playwright():
     if sync_playwright is None:
         unavailable("playwright is missing: pip install playwright")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        unavailable("no browser: install one, such as with `apt-get install chromium`, or name one in the environment variable CHROMIUM")
     expect.set_options(timeout=1000 * PATIENCE)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=FLAGS)  # its profile is a temporary folder
-        yield started
-        started.close()
+    with sync_playwright() as running:
+        yield running
+
+
+@contextlib.contextmanager
+def started(playwright, name: str):
+    "Chromium or Firefox, as it is installed here; its profile is a temporary folder."
+    path = os.environ.get(name.upper()) or next(filter(None, map(shutil.which, BROWSERS[name])), None)
+    if path is None:
+        unavailable(f"no {name}: install it, such as with `apt-get install {BROWSERS[name][0]}`, or name one in the environment variable {name.upper()}")
+    if name == "firefox":
+        running = playwright.firefox.launch(channel="moz-firefox", executable_path=path)
+    else:
+        running = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module", params=["chromium", pytest.param("firefox", marks=pytest.mark.long)])
+def browser(playwright, request):
+    with started(playwright, request.param) as running:
+        yield running
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"The live page in a real browser: its numbers against PyTorch, its experiments, what it says when something is missing. `make web` builds it."
+"The live page in real browsers: its numbers against PyTorch, its experiments, what it says when something is missing. `make web` builds it."
 import contextlib
 import importlib.util
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_browser import PATIENCE, browser, unavailable, watched_page  # noqa: F401, browser is a fixture
+from test_browser import PATIENCE, browser, playwright, started, unavailable, watched_page  # noqa: F401, two are fixtures
 
 from farmer import Student
 from farmer.analysis import Subject
@@ -92,9 +92,9 @@ def put(page, section: str, key: str, value: object) -> tuple[str, str]:
     return before, page.evaluate(LOOK, section)
 
 
-@pytest.fixture(scope="module")
-def page(browser, site):  # noqa: F811
-    with opened(browser, site) as (page, _):
+@pytest.fixture(scope="module", params=["chromium", pytest.param("firefox", marks=pytest.mark.slow)])
+def page(playwright, site, request):  # noqa: F811
+    with started(playwright, request.param) as running, opened(running, site) as (page, _):
         yield page
 
 

@@ -318,16 +318,17 @@ def test_twenty_moments_at_random(tmp_path, number, workers, tell):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 2])
 @SIGNALS
-def test_twenty_moments_of_torchrun(tmp_path, number):
+def test_twenty_moments_of_torchrun(tmp_path, number, workers):
     "Both ranks save at one step, nobody stays, and the next start goes on there. torchrun hears SIGUSR1, too, by the flag that launch/slurm.sbatch has."
-    choose, folder, reached = random.Random(number.name), tmp_path / "run", 0
+    choose, folder, reached = random.Random(f"{number.name}, {workers}"), tmp_path / "run", 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     torchrun += ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGUSR1", "-m", "farmer", *DIGITS, "--steps", "2000"]
     for moment in range(20):
         printed = tmp_path / f"{moment}.txt"
         with printed.open("w") as file:
-            process = subprocess.Popen([*torchrun, "--folder", folder, "--save-every", "7", "--workers", "2"], stdout=file, stderr=file)
+            process = subprocess.Popen([*torchrun, "--folder", folder, "--save-every", "7", "--workers", str(workers)], stdout=file, stderr=file)
         awaited = f"going on from step {reached} of 2000" if reached else "training images"
         wait_until(lambda: awaited in printed.read_text() or process.poll() is not None)
         time.sleep(4 * choose.random())  # it takes two seconds to the first step
