@@ -1,7 +1,10 @@
 """How fast the live page is: the first picture, what is transferred until then, and the time from a control to its picture.
 
+    python benchmarks/live.py [--browser firefox]
+
 `make web` first. Prints medians, and how busy the machine was: other work on its cores lengthens everything here.
 """
+import argparse
 import os
 import shutil
 import statistics
@@ -49,12 +52,18 @@ def first_picture(browser, address: str) -> tuple[float, int, int]:  # milliseco
 
 
 def main() -> None:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--browser", choices=("chromium", "firefox"), default="chromium")
+    name = parser.parse_args().browser
+    path = os.environ.get(name.upper()) or shutil.which(name) or shutil.which(f"{name}-esr")
     with live_server(0) as server, sync_playwright() as playwright:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://localhost:{server.server_address[1]}/"
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before this began")
+        if name == "firefox":
+            browser = playwright.firefox.launch(channel="moz-firefox", executable_path=path)
+        else:
+            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        print(f"{browser.browser_type.name} {browser.version}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before this began")
         runs = [first_picture(browser, address) for _ in range(5)]
         print(f"first live picture, cold: median {statistics.median(run[0] for run in runs) / 1000:.2f} s, least {min(run[0] for run in runs) / 1000:.2f} s (target 3)")
         print(f"transferred: {runs[0][1] / 1e6:.2f} MB until then (target 6), {runs[0][2] / 1e6:.2f} MB until all networks of the model are there")

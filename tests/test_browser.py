@@ -145,14 +145,25 @@ class Shown:
         expect(self.code).to_contain_text(".show()")
 
     def choose_file(self, path: Path) -> None:
+        button = self.panel.get_by_role("button", name="choose a file")
+        if in_firefox(self.page):  # where a dialog, once open, stays open without a screen
+            self.page.evaluate("HTMLInputElement.prototype.click = function () { this.id = 'asked'; document.body.append(this); }")
+            button.press("Enter")
+            self.page.locator("#asked").set_input_files(path)
+            self.page.evaluate("document.querySelector('#asked').remove()")
+            return
         with self.page.expect_file_chooser() as chooser:
-            self.panel.get_by_role("button", name="choose a file").press("Enter")
+            button.press("Enter")
         chooser.value.set_files(path)
+
+
+def in_firefox(page) -> bool:
+    return page.context.browser.browser_type.name == "firefox"
 
 
 def choose_next(select) -> None:
     "Opened first: JupyterLab takes the arrows of a list that is closed for its own. Without a screen, no key reaches an open list of Firefox."
-    if select.page.context.browser.browser_type.name == "firefox":
+    if in_firefox(select.page):
         select.select_option(index=select.evaluate("each => each.selectedIndex") + 1)
         return
     for key in ("Space", "ArrowDown", "Enter"):

@@ -2,6 +2,7 @@
 import contextlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -16,6 +17,14 @@ from farmer import Student
 from farmer.analysis import Subject
 from farmer.export import export_pretrained, live_server
 from farmer.pretrained import embedded_models
+
+try:
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+except ImportError:
+    webdriver = None
 
 ROOT = Path(__file__).parent.parent
 WEB, LIVE_PAGE = ROOT / "web", ROOT / "farmer" / "page" / "live"
@@ -100,7 +109,15 @@ def page(playwright, site, request):  # noqa: F811
 
 @pytest.mark.parametrize("name", embedded_models())
 def test_numbers_are_those_of_pytorch(page, name, capsys):
-    found = {key: torch.tensor(values) for key, values in page.evaluate(COMPUTE, name).items()}
+    errors = errors_of(page.evaluate(COMPUTE, name), name)
+    with capsys.disabled():
+        print(f"\n{name}:", ", ".join(f"{key} {error:.0e}" for key, error in errors.items()), end=" ")
+    assert max(errors.values()) <= TOLERANCE
+
+
+def errors_of(found: dict[str, list[float]], name: str) -> dict[str, float]:
+    "Largest difference from what PyTorch computes, over the root mean square of that."
+    found = {key: torch.tensor(values) for key, values in found.items()}
     count = len(found["logdet"])
     subject = Subject.load(name, count=count)
     model, images, labels = subject.model, subject.images, subject.labels
@@ -115,10 +132,7 @@ def test_numbers_are_those_of_pytorch(page, name, capsys):
         parts = {"logits": mixture.logits, "mean": mixture.component_mean, "logScale": mixture.component_log_scale}
         expected |= {prefix + part: values.detach() for part, values in parts.items()}
     assert found.keys() == expected.keys()
-    errors = {key: ((found[key] - expected[key].flatten()).abs().max() / expected[key].square().mean().sqrt()).item() for key in expected}
-    with capsys.disabled():
-        print(f"\n{name}, {count} images:", ", ".join(f"{key} {error:.0e}" for key, error in errors.items()), end=" ")
-    assert max(errors.values()) <= TOLERANCE
+    return {key: ((found[key] - expected[key].flatten()).abs().max() / expected[key].square().mean().sqrt()).item() for key in expected}
 
 
 def test_every_control_moves_its_section_and_says_so_in_the_address(page, site):
@@ -243,6 +257,50 @@ def test_a_missing_file(browser, site):  # noqa: F811
         page.locator("#story").scroll_into_view_if_needed()
         page.locator("#stage-back figure").wait_for()
         page.locator("#story .message").wait_for(state="hidden")
+
+
+@contextlib.contextmanager
+def webkit():
+    "Safari's engine, as WebKitGTK brings it, on a screen of its own."
+    mini, driver = next(iter(sorted(Path("/usr/lib").glob("*/webkit2gtk-*/MiniBrowser"))), None), shutil.which("WebKitWebDriver")
+    if webdriver is None or mini is None or driver is None or shutil.which("Xvfb") is None:
+        unavailable("no WebKit: `pip install selenium` and `apt-get install webkit2gtk-driver xvfb`")
+    reading, writing = os.pipe()
+    with subprocess.Popen(["Xvfb", "-displayfd", str(writing)], pass_fds=[writing], stderr=subprocess.DEVNULL) as screen:
+        display = os.read(reading, 16).decode().strip()
+        service = webdriver.webkitgtk.service.Service(executable_path=driver, env={**os.environ, "DISPLAY": f":{display}"})
+        options = webdriver.WebKitGTKOptions()
+        options.binary_location = str(mini)
+        options.add_argument("--automation")
+        with contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(screen.terminate)
+            running = webdriver.WebKitGTK(options=options, service=service)
+            at_the_end.callback(running.quit)
+            running.set_script_timeout(PATIENCE)
+            yield running
+
+
+@pytest.mark.slow
+def test_in_webkit(site):
+    "The numbers, every section, and what the keyboard moves."
+    with webkit() as page:
+        page.get(site)
+        for name in ("photos", "digits"):
+            found = page.execute_async_script(f"const [name, done] = arguments; ({COMPUTE})(name).then(done)", name)
+            assert max(errors_of(found, name).values()) <= TOLERANCE
+        waiting = WebDriverWait(page, PATIENCE)
+
+        def look(section: str) -> str:
+            page.execute_script("document.getElementById(arguments[0]).scrollIntoView()", section)
+            waiting.until(lambda page: page.find_elements(By.CSS_SELECTOR, f'#{section}[data-state="ready"]'), f"{section} is not ready")
+            return page.execute_script(f"return ({LOOK})(arguments[0])", section)
+
+        assert all(map(look, EXPERIMENTS))
+        for section, key in (("story", "image"), ("variance", "variance"), ("swap", "donor"), ("traverse", "offset"), ("sample", "step")):
+            before = look(section)
+            page.find_element(By.CSS_SELECTOR, f'[data-key="{key}"]').send_keys(Keys.ARROW_RIGHT)
+            waiting.until(lambda page: f"{key}=" in page.current_url and look(section) != before, f"{key} moves nothing")
+        assert not [each.text for each in page.find_elements(By.CSS_SELECTOR, ".message") if each.text]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
