@@ -6,13 +6,14 @@ begin so.
 """
 import argparse
 import json
+import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import torch
 from conditions import CONDITIONS, TWINS
@@ -31,6 +32,11 @@ GUIDED = {
 }
 TEACHER = "paper, glyphs, FARMER"
 SEEDS = (0, 1, 2)
+
+
+def end_with_parent() -> None:
+    "In a worker: when this script is killed, nobody stays behind."
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def run_twin(name: str, seed: int) -> dict:
@@ -117,10 +123,10 @@ def main() -> None:
     tasks = {name: condition.seeds for name, condition in CONDITIONS.items() if name.startswith(asked) and name.startswith(("paper, ", "figure 6, ", "flows, "))}
     if not tasks:
         parser.error(f"no condition of the paper's twins begins with {only!r}; experiments/conditions.py has their names")
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {(name, seed): pool.submit(run_twin, name, seed) for seed in SEEDS for name, seeds in tasks.items() if seed in seeds}
-        students = [] if only else list(pool.map(run_student, SEEDS))
-        rows = {name: [waiting[name, seed].result() for seed in seeds] for name, seeds in tasks.items()}
+    with get_context("spawn").Pool(jobs, end_with_parent) as pool:
+        waiting = {(name, seed): pool.apply_async(run_twin, (name, seed)) for seed in SEEDS for name, seeds in tasks.items() if seed in seeds}
+        students = [] if only else pool.map(run_student, SEEDS)
+        rows = {name: [waiting[name, seed].get() for seed in seeds] for name, seeds in tasks.items()}
     result = json.loads((RESULTS / "paper.json").read_text()) if only else {}
     for name, row in rows.items():
         put(result, row_of(name), row)
