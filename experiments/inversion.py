@@ -32,7 +32,7 @@ from farmer.inversion import Student, certify, guessed_inverse, invert_block, pa
 from farmer.model import Farmer, Latents
 from farmer.objectives import Distillation
 from farmer.patches import dequantize
-from farmer.presets import DISTILLATION, distillation_of
+from farmer.presets import DISTILLATION, nearest_preset
 from farmer.training import Trainer
 
 NAMES = ("digits", "glyphs")
@@ -108,7 +108,7 @@ def rival(name: str, kind: str) -> Student:
     "Trained now, from where it was stopped, or before."
     judge, teacher = judge_of(name), Farmer.from_pretrained(name)
     objective = Distillation(teacher, "paper") if kind == "paper" else NoisyDistillation(teacher)
-    trainer = Trainer(objective, judge.train, judge.held_out, distillation_of(teacher.config), RUNS / f"students, {name}, {kind}", device="cpu")
+    trainer = Trainer(objective, judge.train, judge.held_out, nearest_preset(teacher.config).distillation, RUNS / f"students, {name}, {kind}", device="cpu")
     trainer.fit()
     return trainer.ema
 

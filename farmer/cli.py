@@ -43,7 +43,7 @@ from .inversion import Jacobi, Student, certify
 from .model import Farmer, FarmerConfig
 from .objectives import Distillation, Likelihood, evaluate_bits_per_dim, images_at_once
 from .plots import picture_format, save_archive, save_files, save_images
-from .presets import DISTILLATION, PAPER_GUIDANCE, PRESETS, Preset, distillation_of
+from .presets import DISTILLATION, PAPER_GUIDANCE, PRESETS, Preset, nearest_preset
 from .pretrained import embedded_models, model_files, read_source, save_source
 from .shards import prepare_shards
 from .training import Trainer, TrainingConfig, read_log
@@ -220,7 +220,7 @@ class Prepare:
 # %% ../nbs/24_command_line.ipynb #24-014
 @dataclass(frozen=True)
 class Distill:
-    "Train a model's student, which makes images in one pass; settings not given are those of the model's preset. The same command again goes on."
+    "Train a model's student, which makes images in one pass; settings not given, also of the machine, are those of the model's preset. The same command again goes on."
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     "the folder of a run, whose model gets the student; or, with --folder, an embedded model or any model's folder"
@@ -234,7 +234,7 @@ class Distill:
     device: _Device = None
     execution: ExecutionConfig = ExecutionConfig()
     given: tyro.conf.Suppress[frozenset[str]] = frozenset()
-    "fields that the user set; the other settings of training are those of the model's preset"
+    "fields that the user set"
 
     def source(self) -> str:
         "The model that gets the student. Raises ValueError where that is not clear."
@@ -251,9 +251,10 @@ class Distill:
         with process_group(_usable(self.device), self.execution.timeout) as device:
             data, teacher = self.data or read_source(source), Farmer.from_pretrained(source)
             train, test = _load_splits(data, teacher.config.image_shape[1])
-            wanted = {name.removeprefix("no_") for name in self.given} & TrainingConfig.__dataclass_fields__.keys()
-            training = replace(distillation_of(teacher.config), **{name: getattr(self.training, name) for name in wanted})
-            trainer = Trainer(Distillation(teacher, self.student), train, test, training, folder, device=device, execution=self.execution)
+            preset, wanted = nearest_preset(teacher.config), {name.removeprefix("no_") for name in self.given}
+            chosen = lambda given, usual: replace(usual, **{name: getattr(given, name) for name in wanted & usual.__dataclass_fields__.keys()})
+            training, execution = chosen(self.training, preset.distillation), chosen(self.execution, preset.execution)
+            trainer = Trainer(Distillation(teacher, self.student), train, test, training, folder, device=device, execution=execution)
             _announce(trainer, f"distilling {source} on")
             trainer.fit()
             student = trainer.whole(trainer.ema)
@@ -621,7 +622,7 @@ def _with_flags(text: str, name: str) -> str:
 def _explain(error: Exception, name: str) -> str | None:
     "One line about what the user can mend; None for a fault of the program."
     text, mendable = str(error).strip(), isinstance(error, (ValueError, OSError, FloatingPointError, ImportError))
-    first, flags = text.partition("\n")[0], dict.fromkeys(("train", "distill", "sample"), "a smaller --batch-size") | {"evaluate": "a smaller --chunk"}
+    first, flags = text.partition("\n")[0], {"sample": "a smaller --batch-size", "evaluate": "a smaller --chunk"} | dict.fromkeys(("train", "distill"), "--accumulation 2 or more, or --checkpoint-activations, which change no result")
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search("allocate memory|out of memory", text):
         return f"memory ran out; use {flags.get(name, 'a smaller model or a larger machine')}"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

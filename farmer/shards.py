@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from .checks import check_number, parse_json, read_json
 from .data import ImageDataset, check_split, counted
 from .files import file_digest, hold_signals, lock_folder, replace_files, start_worker
-from .folders import LARGEST_FILE, PICTURE_SUFFIXES, crop_pixels, decode_image, list_images, printable, read_file, split_folders
+from .folders import LARGEST_FILE, PICTURE_SUFFIXES, crop_pixels, decode_image, list_images, printable, read_file, split_folders, unsorted_pictures
 
 # %% ../nbs/12_shards.ipynb #12-008
 class _Preparation(Dataset):
@@ -226,7 +226,7 @@ def prepare_shards(
 
     Interrupted or not, the files are the same byte for byte. Unreadable images are left out and small ones enlarged,
     both counted and listed in remarks.txt. Raises ValueError for impossible settings and for a target of another source or
-    other settings, both before the work, FileNotFoundError as `FolderDataset` does, and OSError when no space is left.
+    other settings, or for pictures for testing that are in no class, before the work, FileNotFoundError as `FolderDataset` does, and OSError when no space is left.
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
     check_number("image_size", image_size, "[1, inf)", whole=True)
@@ -238,6 +238,8 @@ def prepare_shards(
     if target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{target} lies in {source}, where it would become a class: choose a folder elsewhere")
     settings = {"format": _FORMAT, "image_size": image_size, "image_format": image_format, "shard_images": shard_images}
+    if (flat := unsorted_pictures(source)) and "test" not in split_folders(source):
+        raise ValueError(f"{printable(flat)} holds pictures, but no class folders: sort them into one sub-folder per class, or move it away")
     listings = {"train": list_images(source, "train")}
     listings |= {split: list_images(source, split) for split in split_folders(source) if split != "train"}
     try:

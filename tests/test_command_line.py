@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from farmer.demo import _show_images, text_images
 from farmer.evaluation import EvaluationConfig, SmallClassifier, manifest
 from farmer.files import lock_folder
 from farmer.objectives import evaluate_bits_per_dim
-from farmer.presets import PRESETS, distillation_of
+from farmer.presets import PRESETS, nearest_preset
 from farmer.training import Trainer, read_log
 
 
@@ -157,7 +158,7 @@ def test_the_papers_student_is_asked_for_by_name(tmp_path, capsys):
     trainer = mock.patch("farmer.cli.Trainer", side_effect=lambda *given, **options: settings.append(given[3]) or Trainer(*given, **options))
     with trainer:
         main(["distill", "digits", "--student", "paper", "--folder", str(run), "--steps", "2", "--no-horizontal-flip", "--save-every", "2", "--device", "cpu"])
-    assert settings == [replace(distillation_of(Farmer.from_pretrained("digits").config), steps=2, save_every=2)]
+    assert settings == [replace(nearest_preset(Farmer.from_pretrained("digits").config).distillation, steps=2, save_every=2)]
     main(["sample", str(run / "model"), "--solver", "student", "--count", "1", "--output", str(tmp_path / "a.png")])
     assert "solver student: latents reached" in capsys.readouterr().out and Student.from_pretrained(run / "model").both_ways
     assert "student" in mistake(capsys, "distill", "digits", "--folder", run, "--student", "other")
@@ -658,9 +659,9 @@ def test_names_and_pictures_that_the_terminal_cannot_show(tmp_path, monkeypatch)
 # --- What a lab takes: launch/
 
 LAUNCH = Path(__file__).parent.parent / "launch"
-WORLD = {"GPUS": "8", "NODES": "8", "HEAD": "10.0.0.1", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a[1-8]", "SLURM_JOB_NUM_NODES": "8", "SLURM_GPUS_ON_NODE": "8"}
+WORLD = {"GPUS": "8", "NODES": "8", "HEAD": "10.0.0.1", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a[1-8]", "SLURM_JOB_NUM_NODES": "8", "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "64"}
 STAND_INS = {  # for commands that are not here
-    "srun": 'exec "$@"',
+    "srun": 'while [[ $1 == --* ]]; do shift 2; done; exec "$@"',
     "scontrol": 'if [ "$1" = show ]; then printf "a%d\\n" {1..8}; else echo "scontrol $*"; fi',
     "torchrun": """trap 'echo "the run saves"; exit 1' USR1
 echo "heard: $*"
@@ -705,11 +706,39 @@ def test_the_kubernetes_job_can_be_read():
     service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["command"] == ["torchrun"] and check_line(container["args"]).folder == Path("/disk/runs/imagenet256-1.1b-p16")
-    assert f"--nnodes={job['spec']['completions']}" in container["args"] and f"--nproc-per-node={container['resources']['limits']['nvidia.com/gpu']}" in container["args"]
+    (script,), line = container["args"], shlex.split(re.search(r"torchrun (.*?) &\n", container["args"][0], re.DOTALL)[1].replace("\\\n", ""))
+    folder = check_line(line).folder
+    assert container["command"] == ["bash", "-c"] and f"{folder}/model/model.safetensors" in script
+    assert f"--nnodes={job['spec']['completions']}" in line and f"--nproc-per-node={container['resources']['limits']['nvidia.com/gpu']}" in line
     assert service["spec"]["selector"]["job-name"] == job["metadata"]["name"] and service["metadata"]["name"] == pod["subdomain"]
     assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
     assert int(container["env"][0]["value"]) < pod["terminationGracePeriodSeconds"]
+
+
+def test_a_pod_succeeds_only_with_a_finished_run(tmp_path):
+    "SIGTERM reaches the run, which saves and ends with status 0; the pod fails, and is started again, until the model is there."
+    yaml = pytest.importorskip("yaml")
+    _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    (script,) = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    (tmp_path / "torchrun").write_text("""#!/usr/bin/env bash
+trap 'echo "the run saves"; exit 0' TERM
+echo started
+[ -z "${RUNNING:-}" ] || while true; do sleep 0.05; done""")
+    (tmp_path / "torchrun").chmod(0o755)
+    model = tmp_path / "runs" / "imagenet256-1.1b-p16" / "model" / "model.safetensors"
+
+    def pod(**environment: str) -> subprocess.Popen:
+        world = {**os.environ, **environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        return subprocess.Popen(["bash", "-c", script.replace("/disk", str(tmp_path))], env=world, stdout=subprocess.PIPE, text=True)
+
+    moved = pod(RUNNING="yes")
+    assert moved.stdout.readline() == "started\n"
+    time.sleep(0.2)
+    moved.terminate()
+    assert moved.communicate(timeout=30)[0] == "the run saves\n" and moved.returncode == 1
+    model.parent.mkdir(parents=True)
+    model.touch()
+    assert pod().wait(timeout=30) == 0
 
 
 def test_slurm_requeues_a_run_that_was_warned(tmp_path):

@@ -13,7 +13,7 @@ from farmer.inversion import Student
 from farmer.model import Farmer
 from farmer.patches import dequantize
 from farmer.objectives import Distillation
-from farmer.presets import DISTILLATION, PRESETS, distillation_of
+from farmer.presets import DISTILLATION, PRESETS, nearest_preset
 from farmer.training import Trainer, read_log
 
 SHORT = replace(DISTILLATION, steps=12, batch_size=8, warmup_steps=2, evaluate_every=6, save_every=5, evaluation_images=20)
@@ -76,11 +76,11 @@ def test_the_papers_student_is_distilled(tmp_path):
 
 def test_settings_of_a_student_are_those_of_its_models_preset():
     for name, preset in PRESETS.items():
-        mine = distillation_of(replace(preset.model, num_classes=7, prior_layers=1, levels=9))  # of no matter for a student
+        mine = nearest_preset(replace(preset.model, num_classes=7, prior_layers=1, levels=9)).distillation  # of no matter for a student
         assert mine == preset.distillation, name
     paper = PRESETS["imagenet256-1.9b-p8"]
     assert paper.distillation == replace(paper.training, steps=75_000) and round(75_000 * 1024 / 1_281_167) == 60
-    assert PRESETS["digits"].distillation == PRESETS["photos"].distillation == distillation_of(teacher().config) == DISTILLATION
+    assert PRESETS["digits"].distillation == PRESETS["photos"].distillation == nearest_preset(teacher().config).distillation == DISTILLATION
 
 
 def test_a_distillation_that_diverges_stops(tmp_path):
