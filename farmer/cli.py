@@ -622,7 +622,8 @@ def _with_flags(text: str, name: str) -> str:
 def _explain(error: Exception, name: str) -> str | None:
     "One line about what the user can mend; None for a fault of the program."
     text, mendable = str(error).strip(), isinstance(error, (ValueError, OSError, FloatingPointError, ImportError))
-    first, flags = text.partition("\n")[0], {"sample": "a smaller --batch-size", "evaluate": "a smaller --chunk"} | dict.fromkeys(("train", "distill"), "--accumulation 2 or more, or --checkpoint-activations, which change no result")
+    first, flags = text.partition("\n")[0], {"sample": "a smaller --batch-size", "evaluate": "a smaller --chunk"}
+    flags |= dict.fromkeys(("train", "distill"), "--accumulation 2 or more, or --checkpoint-activations, which change no result")
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search("allocate memory|out of memory", text):
         return f"memory ran out; use {flags.get(name, 'a smaller model or a larger machine')}"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

@@ -25,10 +25,11 @@ from farmer.checkpoints import checkpoints
 from farmer.cli import _PAGE, _explorer_notebook, main, parse
 from farmer.data import IMAGE_SIZES
 from farmer.demo import _show_images, text_images
+from farmer.distributed import ExecutionConfig
 from farmer.evaluation import EvaluationConfig, SmallClassifier, manifest
 from farmer.files import lock_folder
 from farmer.objectives import evaluate_bits_per_dim
-from farmer.presets import PRESETS, nearest_preset
+from farmer.presets import DISTILLATION, PRESETS
 from farmer.training import Trainer, read_log
 
 
@@ -152,13 +153,24 @@ def test_every_solver_draws_and_is_certified(tmp_path, capsys):
     assert (images["jacobi"] - images["exact"]).abs().max() <= 1 < (images["student"] - images["exact"]).abs().max()
 
 
+def test_a_large_models_student_is_trained_as_on_its_machine(tmp_path, capsys):
+    "In bfloat16 and compiled, as its preset is; the user's flags come first."
+    Farmer(replace(PRESETS["digits"].model, flow_width=256)).save_pretrained(tmp_path / "wide")
+    settings = []
+    with mock.patch("farmer.cli.Trainer", side_effect=lambda *given, **options: settings.append(options["execution"]) or given[0].nothing):
+        for flags in ([], ["--accumulation", "4", "--no-compile"]):
+            with pytest.raises(AttributeError, match="nothing"):
+                main(["distill", str(tmp_path / "wide"), "--data", "digits", "--folder", str(tmp_path / "run"), "--device", "cpu", *flags])
+    assert settings == [PRESETS["cifar10"].execution, replace(PRESETS["cifar10"].execution, accumulation=4, compile=False)]
+
+
 def test_the_papers_student_is_asked_for_by_name(tmp_path, capsys):
     "Other settings of its training are those of the model's preset, unless they are given."
     run, settings = tmp_path / "run", []
-    trainer = mock.patch("farmer.cli.Trainer", side_effect=lambda *given, **options: settings.append(given[3]) or Trainer(*given, **options))
+    trainer = mock.patch("farmer.cli.Trainer", side_effect=lambda *given, **options: settings.append((given[3], options["execution"])) or Trainer(*given, **options))
     with trainer:
         main(["distill", "digits", "--student", "paper", "--folder", str(run), "--steps", "2", "--no-horizontal-flip", "--save-every", "2", "--device", "cpu"])
-    assert settings == [replace(nearest_preset(Farmer.from_pretrained("digits").config).distillation, steps=2, save_every=2)]
+    assert settings == [(replace(DISTILLATION, steps=2, save_every=2), ExecutionConfig())]
     main(["sample", str(run / "model"), "--solver", "student", "--count", "1", "--output", str(tmp_path / "a.png")])
     assert "solver student: latents reached" in capsys.readouterr().out and Student.from_pretrained(run / "model").both_ways
     assert "student" in mistake(capsys, "distill", "digits", "--folder", run, "--student", "other")
@@ -632,6 +644,7 @@ def test_memory_that_runs_out(capsys):
     for fault in faults:
         with mock.patch.object(Farmer, "from_pretrained", fault):
             assert "memory ran out; use a smaller --batch-size" in mistake(capsys, "sample", "digits")
+    assert "use --accumulation 2" in cli._explain(MemoryError(), "train")  # a smaller batch would train another model
 
 
 def test_compiling_without_a_compiler():

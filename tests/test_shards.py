@@ -286,15 +286,17 @@ def test_nothing_can_be_read(tmp_path):
     complaint(ValueError, lambda: prepare_shards(tmp_path / "album", tmp_path / "out", SIZE, workers=0), tmp_path / "album", "no image")
 
 
-@pytest.mark.parametrize("change", ["class", "empty", "few"])
+@pytest.mark.parametrize("change", ["class", "empty", "few", "flat"])
 def test_a_split_that_does_not_fit_is_found_before_the_work(tmp_path, change):
     make_album(tmp_path / "album" / "train", 2)
     if change == "class":
         make_album(tmp_path / "album" / "test", 2, ("cat", "wolf"))
     elif change == "empty":
         (tmp_path / "album" / "test" / "cat").mkdir(parents=True)
+    elif change == "flat":
+        make_album(tmp_path / "album" / "val", 2, ("",))
     source = tmp_path / "album" / ("train" if change == "few" else "")
-    complaint((ValueError, FileNotFoundError), lambda: prepare_shards(source, tmp_path / "out", SIZE, workers=0), {"class": "wolf", "empty": "cat", "few": "ten"}[change])
+    complaint((ValueError, FileNotFoundError), lambda: prepare_shards(source, tmp_path / "out", SIZE, workers=0), {"class": "wolf", "empty": "cat", "few": "ten", "flat": "no class folders"}[change])
     assert not (tmp_path / "out").exists()
 
 
