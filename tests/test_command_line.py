@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL_RUN, contents, farmer_process, mistake, photos, read_image, small
+from helpers import SMALL_RUN, contents, farmer_process, free_port, mistake, photos, read_image, small
 from torch.utils.data import DataLoader, Dataset
 
 from farmer import Farmer, FarmerConfig, Student, __main__, cli, load_dataset
@@ -728,11 +728,15 @@ def test_the_kubernetes_job_can_be_read():
     assert int(container["env"][0]["value"]) < pod["terminationGracePeriodSeconds"]
 
 
-def test_a_pod_succeeds_only_with_a_finished_run(tmp_path):
-    "SIGTERM reaches the run, which saves and ends with status 0; the pod fails, and is started again, until the model is there."
+def pod_script() -> str:
     yaml = pytest.importorskip("yaml")
     _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     (script,) = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    return script
+
+
+def test_a_pod_succeeds_only_with_a_finished_run(tmp_path):
+    "SIGTERM reaches the run, which saves and ends with status 0; the pod fails, and is started again, until the model is there."
     (tmp_path / "torchrun").write_text("""#!/usr/bin/env bash
 trap 'echo "the run saves"; exit 0' TERM
 echo started
@@ -742,7 +746,7 @@ echo started
 
     def pod(**environment: str) -> subprocess.Popen:
         world = {**os.environ, **environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        return subprocess.Popen(["bash", "-c", script.replace("/disk", str(tmp_path))], env=world, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(["bash", "-c", pod_script().replace("/disk", str(tmp_path))], env=world, stdout=subprocess.PIPE, text=True)
 
     moved = pod(RUNNING="yes")
     assert moved.stdout.readline() == "started\n"
@@ -752,6 +756,35 @@ echo started
     model.parent.mkdir(parents=True)
     model.touch()
     assert pod().wait(timeout=30) == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moved", [0, 1])
+def test_pods_find_each_other_after_one_was_moved(tmp_path, moved):
+    "Two real torchruns, of one rank each. Both end when one gets SIGTERM, and fail; started again, they go on and finish."
+    small = f"-m farmer train digits --folder={tmp_path}/run --device cpu --steps 600 --save-every 50 --evaluate-every 1000"
+    script = re.sub(r"-m farmer train .* &", f"{small} &", pod_script().replace("/disk/runs/imagenet256-1.1b-p16", f"{tmp_path}/run"))
+    script = script.replace("farmer-0.farmer:29500", f"localhost:{free_port()}").replace("--nproc-per-node=8", "--nproc-per-node=1")
+    world = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def start(place: int) -> subprocess.Popen:
+        with (tmp_path / f"{place}.txt").open("a") as file:
+            return subprocess.Popen(["bash", "-c", script], env=world, stdout=file, stderr=file)
+
+    def text() -> str:
+        return "".join((tmp_path / f"{place}.txt").read_text() for place in (0, 1))
+
+    pods, end, told, restarts = [start(0), start(1)], time.monotonic() + 900, False, [0, 0]
+    while any(pod.poll() != 0 for pod in pods):
+        assert time.monotonic() < end, text()
+        time.sleep(0.5)
+        if not told and len(checkpoints(tmp_path / "run")) >= 2:
+            pods[moved].terminate()
+            told = True
+        for place in (0, 1):
+            if pods[place].poll():
+                pods[place], restarts[place] = start(place), restarts[place] + 1
+    assert told and min(restarts) >= 1 and "SIGTERM: saved at step" in text() and "going on from step" in text()
 
 
 def test_slurm_requeues_a_run_that_was_warned(tmp_path):
