@@ -79,7 +79,7 @@ def opened(browser, address: str, width: int = 1400, theme: str = "light"):  # n
         page.emulate_media(color_scheme=theme)
         page.goto(address)
         yield page, complaints
-        assert not [each for each in complaints if "ERR_ABORTED" not in each]  # which is what a page that a test leaves says of its downloads
+        assert not [each for each in complaints if "_ABORTED" not in each]  # which is what a page that a test leaves says of its downloads
 
 
 def ready(page, *sections: str) -> None:
@@ -193,13 +193,14 @@ def test_addresses_that_make_no_sense(page, site, hash):
 def test_drawing_by_mouse_and_keyboard(page, site):
     page.goto("about:blank")
     page.goto(f"{site}#model=digits")
+    ready(page, *EXPERIMENTS)
     ready(page, "draw")
     pad = page.locator("#pad")
     box = pad.bounding_box()
-    place = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])
-    page.mouse.move(*place(0.5, 0.15))
+    pad.hover(position={"x": 0.5 * box["width"], "y": 0.15 * box["height"]})
     page.mouse.down()
-    page.mouse.move(*place(0.5, 0.85), steps=8)
+    box = pad.bounding_box()  # where it is now: the sections above may have grown
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.85 * box["height"], steps=8)
     page.mouse.up()
     ready(page, "draw")
     page.locator("#draw-classes span").first.wait_for()
