@@ -1,4 +1,5 @@
 "The `farmer` command as its users meet it: what it prints, writes and says about mistakes."
+import contextlib
 import io
 import json
 import os
@@ -769,21 +770,26 @@ def test_pods_find_each_other_after_one_was_moved(tmp_path, moved):
 
     def start(place: int) -> subprocess.Popen:
         with (tmp_path / f"{place}.txt").open("a") as file:
-            return subprocess.Popen(["bash", "-c", script], env=world, stdout=file, stderr=file)
+            return subprocess.Popen(["bash", "-c", script], env=world, stdout=file, stderr=file, start_new_session=True)
 
     def text() -> str:
         return "".join((tmp_path / f"{place}.txt").read_text() for place in (0, 1))
 
     pods, end, told, restarts = [start(0), start(1)], time.monotonic() + 900, False, [0, 0]
-    while any(pod.poll() != 0 for pod in pods):
-        assert time.monotonic() < end, text()
-        time.sleep(0.5)
-        if not told and len(checkpoints(tmp_path / "run")) >= 2:
-            pods[moved].terminate()
-            told = True
-        for place in (0, 1):
-            if pods[place].poll():
-                pods[place], restarts[place] = start(place), restarts[place] + 1
+    try:
+        while any(pod.poll() != 0 for pod in pods):
+            assert time.monotonic() < end, text()
+            time.sleep(0.5)
+            if not told and len(checkpoints(tmp_path / "run")) >= 2:
+                pods[moved].terminate()
+                told = True
+            for place in (0, 1):
+                if pods[place].poll():
+                    pods[place], restarts[place] = start(place), restarts[place] + 1
+    finally:
+        for pod in pods:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pod.pid, signal.SIGKILL)
     assert told and min(restarts) >= 1 and "SIGTERM: saved at step" in text() and "going on from step" in text()
 
 
