@@ -1,13 +1,13 @@
 """The speed that matters: how long until a model is as good as TarFlow's own public code in the end?
 
-    OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py --tarflow path/to/transformer_flow.py [--data digits glyphs photos] [--basis pixels] [--steps 3000] [--seeds 3] [--out FILE]
+    OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py --tarflow path/to/transformer_flow.py [--data digits glyphs photos] [--rival muon] [--basis pixels] [--steps 3000] [--seeds 3] [--out FILE]
 
-TarFlow's model, with as many weights within 2%, trains with the steps, the batches, the optimiser, the noise and the averaged
-weights of the preset: by the same trainer, so that only the models differ. It gets the labels, a tenth of them dropped, as its
-authors do. Then FARMER trains, in runs planned for a quarter, a third, a half ... and all of those steps, until one ends with as
-few bits/dim of held-out images; the time to that quality lies on a straight line between the last two runs. Neither model has
-dropout, which short runs do not need. Both learn at the preset's rate and at twice that, and the better end counts, not a run that
-diverges. --basis and --steps take the place of the preset's: the channel basis of FARMER, the steps of TarFlow.
+TarFlow's model, with as many weights within 2%, trains with the steps, the batches, the noise and the averaged weights of the
+preset, by the same trainer. It gets the labels, a tenth of them dropped, as its authors do, and AdamW, as theirs; --rival muon: Muon.
+Then FARMER trains with Muon, in runs planned for a sixth, a quarter, a third ... and all of those steps, until one ends with as few
+bits/dim of held-out images; the time to that quality lies on a straight line between the last two runs. Neither model has dropout,
+which short runs do not need. TarFlow learns at the preset's rate and at twice that, and the better end counts, not a run that
+diverges; FARMER at twice the rate. --basis and --steps take the place of the preset's: the basis of FARMER, the steps of TarFlow.
 
 Seconds are those of the steps, in CPU time of the process, so other work on the machine does not count; evaluations do not
 either. bits/dim: uniform dequantisation, the same held-out images for both.
@@ -34,11 +34,12 @@ from farmer.files import spread
 from farmer.model import Farmer, FarmerConfig
 from farmer.objectives import Likelihood
 from farmer.patches import bits_per_dimension, dequantize
-from farmer.presets import PRESETS, Preset
-from farmer.training import Trainer
+from farmer.presets import PRESETS
+from farmer.training import Trainer, TrainingConfig
+from farmer.transformer import TransformerLayer
 
-SHARES = (1 / 4, 1 / 3, 1 / 2, 3 / 4, 1)  # of TarFlow's steps
-RATES = (1, 2)  # times the preset's learning rate
+SHARES = (1 / 6, 1 / 4, 1 / 3, 1 / 2, 3 / 4, 1)  # of TarFlow's steps
+RATES = {"TarFlow": (1, 2), "FARMER": (2,)}  # times the preset's learning rate
 
 
 class TarFlowLikelihood:
@@ -97,25 +98,25 @@ def tarflow(source: ModuleType, config: FarmerConfig, weights: int) -> nn.Module
             config.token_channels, channels, config.tokens, old.permutation, config.flow_layers, head_dim=channels // 4, num_classes=config.num_classes
         )
         model.blocks = nn.ModuleList(block(old) for old in model.blocks)
+        layers = [module for module in model.modules() if isinstance(module, source.AttentionBlock)]
+        for layer in layers:  # by which the trainer knows what Muon may move
+            layer.__class__ = type("AttentionBlock", (source.AttentionBlock, TransformerLayer), {})
         return model
 
     return made(min(range(16, 513, 4), key=lambda channels: abs(weights_of(made(channels)) - weights)))
 
 
-def train(objective: Likelihood | TarFlowLikelihood, preset: Preset, data: tuple[ImageDataset, ImageDataset], steps: int, seed: int, rate: float) -> dict[str, float]:
+def train(objective: Likelihood | TarFlowLikelihood, data: tuple[ImageDataset, ImageDataset], settings: TrainingConfig) -> dict[str, float]:
     "CPU seconds of the steps, and what the averaged weights reach."
-    settings = preset.training
-    settings = replace(
-        settings, steps=steps, seed=seed, learning_rate=rate, final_learning_rate=min(settings.final_learning_rate, rate),
-        warmup_steps=min(settings.warmup_steps, steps // 10), evaluate_every=10**9, save_every=10**9,
-    )  # fmt: skip
+    steps = settings.steps
+    settings = replace(settings, warmup_steps=min(settings.warmup_steps, steps // 10), evaluate_every=10**9, save_every=10**9)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(objective, *data, settings, folder, device="cpu")
         begun = time.process_time()
         for batch in trainer.batches(steps):
             trainer.train_step(batch)
         spent = time.process_time() - begun
-        return {"steps": steps, "learning rate": rate, "seconds": spent, "bits/dim": trainer.objective.held_out(trainer.ema, data[1], 1000)}
+        return {"steps": steps, "learning rate": settings.learning_rate, "seconds": spent, "bits/dim": trainer.objective.held_out(trainer.ema, data[1], 1000)}
 
 
 def share_of_time(rival: dict, ours: list[dict]) -> float | None:
@@ -127,32 +128,32 @@ def share_of_time(rival: dict, ours: list[dict]) -> float | None:
     return (worse["seconds"] + part * (better["seconds"] - worse["seconds"])) / rival["seconds"]
 
 
-def compare(source: ModuleType, name: str, seed: int, basis: str | None, steps: int | None) -> dict:
+def compare(source: ModuleType, name: str, seed: int, optimizer: str, basis: str | None, steps: int | None) -> dict:
     "One seed on one data set."
     preset, data = PRESETS[name], tuple(load_dataset(PRESETS[name].data, split) for split in ("train", "test"))
-    preset = replace(preset, model=replace(preset.model, basis=basis or preset.model.basis, dropout=0.0))
-    steps = steps or preset.training.steps
-    torch.manual_seed(seed)
-    weights = weights_of(Farmer(preset.model))
+    model = replace(preset.model, basis=basis or preset.model.basis, dropout=0.0)
+    settings = replace(preset.training, steps=steps or preset.training.steps, seed=seed)
+    weights = weights_of(Farmer(model))
 
-    def end(objective: Callable[[], Likelihood | TarFlowLikelihood], steps: int) -> dict:
+    def end(objective: Callable[[], Likelihood | TarFlowLikelihood], rates: tuple[int, ...], optimizer: str, share: float) -> dict:
         "The better of the rates."
         runs = []
-        for rate in RATES:
+        for rate in rates:
             torch.manual_seed(seed)
             with suppress(FloatingPointError):  # a rate too high for it
-                runs.append(train(objective(), preset, data, steps, seed, rate * preset.training.learning_rate))
+                changes = {"steps": int(share * settings.steps), "learning_rate": rate * settings.learning_rate, "optimizer": optimizer}
+                runs.append(train(objective(), data, replace(settings, **changes)))
         return min(runs, key=lambda run: run["bits/dim"])
 
-    rival, ours = end(lambda: TarFlowLikelihood(tarflow(source, preset.model, weights), preset.model), steps), []
+    rival, ours = end(lambda: TarFlowLikelihood(tarflow(source, model, weights), model), RATES["TarFlow"], optimizer, 1), []
     for share in SHARES:
-        ours.append(end(lambda: Likelihood(Farmer(preset.model)), int(share * steps)))
+        ours.append(end(lambda: Likelihood(Farmer(model)), RATES["FARMER"], "muon", share))
         if ours[-1]["bits/dim"] <= rival["bits/dim"]:
             break
-    row = {"data": name, "basis": preset.model.basis, "seed": seed, "weights": {"FARMER": weights, "TarFlow": weights_of(tarflow(source, preset.model, weights))}, "TarFlow": rival, "FARMER": ours}
+    row = {"basis": model.basis, "seed": seed, "weights": {"FARMER": weights, "TarFlow": weights_of(tarflow(source, model, weights))}, "TarFlow": rival, "FARMER": ours}
     row["share of TarFlow's time"] = share = share_of_time(rival, ours)
     said = f"{share:.2f} of its time" if share else "not reached"
-    print(f"{name}, seed {seed}: TarFlow {rival['bits/dim']:.3f} bits/dim after {rival['seconds']:.0f} s; FARMER {ours[-1]['bits/dim']:.3f} after {ours[-1]['seconds']:.0f} s; as good as it after {said}", flush=True)
+    print(f"{name}, seed {seed}: TarFlow by {optimizer} {rival['bits/dim']:.3f} bits/dim after {rival['seconds']:.0f} s; FARMER {ours[-1]['bits/dim']:.3f} after {ours[-1]['seconds']:.0f} s; as good as it after {said}", flush=True)
     return row
 
 
@@ -160,10 +161,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tarflow", type=Path, required=True, metavar="PATH", help="transformer_flow.py of https://github.com/apple/ml-tarflow")
     parser.add_argument("--data", nargs="+", default=["digits", "glyphs", "photos"], choices=PRESETS, metavar="PRESET")
+    parser.add_argument("--rival", default="adamw", choices=("adamw", "muon"), help="optimiser of TarFlow")
     parser.add_argument("--basis", choices=("pixels", "pca", "luma-chroma"), help="channel basis of FARMER, in place of the preset's")
     parser.add_argument("--steps", type=int, help="of TarFlow, in place of the preset's")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures, where those of other data stay")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures, where those of other data and rivals stay")
     asked = parser.parse_args()
     if not asked.tarflow.is_file():
         parser.error(f"there is no file {asked.tarflow}; it has its own licence and is not part of FARMER")
@@ -172,12 +174,12 @@ def main() -> None:
     spec.loader.exec_module(source)
     print(where())
     for name in asked.data:
-        rows = [compare(source, name, seed, asked.basis, asked.steps) for seed in range(asked.seeds)]
+        rows = [compare(source, name, seed, asked.rival, asked.basis, asked.steps) for seed in range(asked.seeds)]
         shares = [row["share of TarFlow's time"] for row in rows]
         print(f"{name}: " + (f"{statistics.mean(shares):.2f} of TarFlow's time, {min(shares):.2f} to {max(shares):.2f}" if all(shares) else "not reached by every seed"))
         if asked.out:
             result = json.loads(asked.out.read_text()) if asked.out.is_file() else {}
-            asked.out.write_text(json.dumps(result | {name: {"where": where(), "rows": rows}}, indent=1) + "\n")
+            asked.out.write_text(json.dumps(result | {f"{name}, TarFlow by {asked.rival}": {"where": where(), "rows": rows}}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -672,6 +672,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'farmer.training._check_finite': ('training.html#_check_finite', 'farmer/training.py'),
                                  'farmer.training._check_newest': ('training.html#_check_newest', 'farmer/training.py'),
                                  'farmer.training._local': ('training.html#_local', 'farmer/training.py'),
+                                 'farmer.training._make_optimizers': ('training.html#_make_optimizers', 'farmer/training.py'),
                                  'farmer.training._rewind_log': ('training.html#_rewind_log', 'farmer/training.py'),
                                  'farmer.training.plot_log': ('training.html#plot_log', 'farmer/training.py'),
                                  'farmer.training.read_log': ('training.html#read_log', 'farmer/training.py')},

@@ -15,7 +15,7 @@ import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
@@ -52,6 +52,7 @@ def fingerprint(dataset: ImageDataset) -> str:
 _FORMAT = 3
 _KEPT = 2
 _FREE = {"evaluate_every", "save_every", "evaluation_images"}  # of a training's settings, these change no weight
+_SINCE = {"optimizer": "adamw"}  # settings of a training that older checkpoints do not name, and what they were
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -167,6 +168,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def _check_same_run(path: Path, facts: Mapping) -> None:
     "Raise ValueError, naming what differs, unless a checkpoint belongs to a run of these facts: `model_config`, `training_config`, `data`."
     then, now = _read_manifest(path), json.loads(json.dumps(facts))
+    then["training_config"] = {name: _SINCE[name] for name in _SINCE.keys() & now["training_config"]} | then["training_config"]
     if " unreadable" in then["data"] + now["data"]:  # the checksums are of different images; compare what else there is
         then["data"], now["data"] = (re.sub(r", [0-9a-f]{8}(, \d+ unreadable)?", "", one["data"], count=1) for one in (then, now))
     for kind, advice in (("model_config", "its settings"), ("training_config", "its settings"), ("data", "the same data and model")):
@@ -188,21 +190,21 @@ def _reason(error: BaseException) -> str:
     return place + (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _state(model: nn.Module, optimizer: Optimizer, average: nn.Module, updates: Tensor) -> dict:
+def _state(model: nn.Module, optimizers: Sequence[Optimizer], average: nn.Module, updates: Tensor) -> dict:
     "All tensors that a run goes on from, under names that do not depend on the number of ranks."
-    weights, moments = get_state_dict(model, optimizer)
+    weights, moments = get_state_dict(model, optimizers)
     return {"model": weights, "optimizer": moments, "average": get_model_state_dict(average), "updates": updates}
 
 
-def load_checkpoint(path: Path, facts: Mapping, model: nn.Module, optimizer: Optimizer, average: nn.Module, updates: Tensor) -> int:
+def load_checkpoint(path: Path, facts: Mapping, model: nn.Module, optimizers: Sequence[Optimizer], average: nn.Module, updates: Tensor) -> int:
     "Go on from a checkpoint, written by any number of ranks; its step. Raises ValueError for one of another run, or that torch's writer did not write."
     _check_same_run(path, facts)
-    state = _state(model, optimizer, average, updates)
+    state = _state(model, optimizers, average, updates)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is")  # not in use, when one process loads by itself, as it should
             dcp.load(state, storage_reader=_Reader(path), planner=_Planner())
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         set_model_state_dict(average, state["average"])
         updates.copy_(state["updates"])
     except (Exception, CheckpointException) as error:
@@ -234,12 +236,12 @@ class CheckpointWriter:
         self.folder, self.ranks, self.saving = folder, ranks, None
         self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes)) if ranks.active else None  # steps talk meanwhile
 
-    def save(self, step: int, facts: Mapping, model: nn.Module, optimizer: Optimizer, average: nn.Module, updates: Tensor) -> None:
+    def save(self, step: int, facts: Mapping, model: nn.Module, optimizers: Sequence[Optimizer], average: nn.Module, updates: Tensor) -> None:
         "Start to write, when the save before is done. Raises OSError, on all ranks, if that one failed."
         self.finish()
         path = self.folder / "checkpoints" / f"step-{step:08d}"
         partial = path.with_name(f".{path.name}.partial")
-        state = _state(model, optimizer, average, updates)
+        state = _state(model, optimizers, average, updates)
         self.saving = written = cast(Future, dcp.async_save(state, checkpoint_id=partial, process_group=self.group))
         if self.ranks.first:
             publisher, facts = ThreadPoolExecutor(1), {"farmer_checkpoint": _FORMAT, "step": step, **facts}

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim import AdamW, Muon, Optimizer
 
 from .batches import BatchStream, OnlyReadable, Part, add_randomness, derive_seed, explained_workers, image_numbers, image_seeds
 from .batches import read_batches, split_batch
@@ -32,6 +33,7 @@ from .distributed import gather_weights, make_mesh
 from .files import import_optional, replace_files, say
 from .model import FarmerConfig
 from .patches import cosine_schedule
+from .transformer import TransformerLayer
 
 # %% ../nbs/16_training.ipynb #16-006
 @dataclass(frozen=True)
@@ -42,14 +44,16 @@ class TrainingConfig:
     "optimiser steps of the whole run"
     batch_size: int = 64
     "images of a step"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    "AdamW is the paper's; Muon moves the matrices inside transformer layers, AdamW all else: more likely images after as many steps"
     learning_rate: float = 5e-3
-    "highest learning rate of AdamW, reached after the warm-up"
+    "highest learning rate, reached after the warm-up; Muon's steps are scaled to the size of AdamW's"
     final_learning_rate: float = 1e-5
     "learning rate at the end of the cosine, which the step after the last one would have"
     warmup_steps: int = 50
     "steps of linear warm-up"
     weight_decay: float = 0.03
-    "of AdamW, on all weights"
+    "share of all weights, times the learning rate, that a step takes off"
     betas: tuple[float, float] = (0.9, 0.95)
     "decay rates of AdamW's two averages"
     gradient_clip: float = 1.0
@@ -105,6 +109,18 @@ class Objective(Protocol):
     def figures(self, means: dict[str, float]) -> dict[str, float]: ...  # for the log, `loss` among them, from the parts' means
     def held_out(self, module: Any, dataset: ImageDataset, images: int) -> float: ...  # error on clean images, at most so many
     def save_samples(self, module: Any, path: Path, seed: int) -> dict[str, float]: ...  # a grid of them, and figures about them
+
+# %% ../nbs/16_training.ipynb #34f7e228
+def _make_optimizers(module: nn.Module, config: TrainingConfig, fused: bool) -> list[Optimizer]:
+    "AdamW for all weights; for all but the matrices inside transformer layers, if these are Muon's."
+    size = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    adam = {**size, "betas": config.betas, "fused": fused}
+    if config.optimizer == "adamw":
+        return [AdamW(module.parameters(), **adam)]
+    layers = [layer for layer in module.modules() if isinstance(layer, TransformerLayer)]
+    matrices = {weight: None for layer in layers for weight in layer.parameters() if weight.ndim == 2}
+    others = [weight for weight in module.parameters() if weight not in matrices]
+    return [AdamW(others, **adam), Muon(matrices, **size, adjust_lr_fn="match_rms_adamw")]
 
 # %% ../nbs/16_training.ipynb #16-011
 def _local(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -284,9 +300,8 @@ class Trainer:
             distribute(self.model, mesh, execution.bfloat16)
             distribute(self.ema, mesh, bfloat16=False)
         self.average = _WeightAverage(self.ema, self.model, config.ema_decay)
-        adam = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay, "fused": self.device.type != "mps"}
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), **adam)
-        self.parts = self.model, self.optimizer, self.ema, self.average.updates  # all that a step changes
+        self.optimizers = _make_optimizers(self.model, config, fused=self.device.type != "mps")
+        self.parts = self.model, self.optimizers, self.ema, self.average.updates  # all that a step changes
         self.writer = CheckpointWriter(self.folder, ranks, execution.timeout)
         if (saved := ranks.on_first(lambda: newest_checkpoint(self.folder))) is not None:
             self.step = load_checkpoint(saved, self.facts, *self.parts)
@@ -334,7 +349,7 @@ class Trainer:
         "One optimiser step of all ranks, and its record. All its randomness follows from the run's seed and the step."
         if self.in_step:
             raise ValueError("the step before was cut short, some weights have moved; make a new Trainer, which goes on from the last save")
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         totals = self.add_gradients(batch)
         norm = nn.utils.clip_grad_norm_(self.average.latest, self.config.gradient_clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -343,10 +358,11 @@ class Trainer:
         everyone = self.ranks.gather([*found, self.termination.asked, len(complaints)])  # (ranks, numbers)
         _check_finite([*totals, "gradient norm"], everyone[:, :-2], self.step, self.writer.last_good)
         self.stopping = int(everyone[:, -2].max())
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(self.step)
         self.in_step = True
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.rate(self.step)
+            optimizer.step()
         self.average.update()
         noise, self.step = self.config.noise(self.step), self.step + 1
         self.in_step, self.unreadable.read = False, self.unreadable.read + self.config.batch_size

@@ -93,6 +93,17 @@ def test_the_format_stays_as_it_is(tmp_path):
     assert manifest["data"] == fingerprint(stripes()) == "50 images, 86e32a51"
 
 
+def test_a_checkpoint_from_before_the_choice_of_an_optimizer_resumes(tmp_path):
+    make_trainer(tmp_path).fit(last_step=2)
+    manifest = checkpoints(tmp_path)[-1] / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    assert facts["training_config"].pop("optimizer") == "adamw"
+    manifest.write_text(json.dumps(facts))
+    assert make_trainer(tmp_path).step == 2
+    with pytest.raises(ValueError, match="another run .optimizer adamw -> muon"):
+        make_trainer(tmp_path, short_training(optimizer="muon"))
+
+
 DAMAGE = ["truncated", "one byte", "a file less", "no manifest", "foreign", "empty manifest"]
 
 

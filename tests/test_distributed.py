@@ -140,6 +140,22 @@ def test_ranks_shards_and_parts_change_nothing(tmp_path, alone, ranks, shard, ac
         assert_close(result["average"][name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def by_muon(folder: Path, execution: ExecutionConfig, result: Path) -> None:
+    with process_group("cpu", 1):
+        trainer = make(folder, execution, settings=replace(SETTINGS, optimizer="muon"))
+        found = steps_of(trainer, SETTINGS.steps)
+        if trainer.ranks.first:
+            torch.save(found, result)
+
+
+def test_muon_on_several_ranks(tmp_path):
+    "Its iteration is in bfloat16, so the numbers agree less closely."
+    by_muon(tmp_path / "alone", ExecutionConfig(), tmp_path / "result")
+    for shard in (1, 2):
+        run(tmp_path, 2, by_muon, tmp_path / f"shard {shard}", ExecutionConfig(shard=shard), tmp_path / f"result-{shard}")
+        assert difference(torch.load(tmp_path / f"result-{shard}"), torch.load(tmp_path / "result")) < 1e-3
+
+
 def save_at(folder: Path, execution: ExecutionConfig, step: int) -> None:
     with process_group("cpu", 1):
         make(folder, execution).fit(last_step=step)

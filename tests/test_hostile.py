@@ -46,7 +46,7 @@ def parts(seed: int = 0) -> tuple:
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    return layer, optimizer, copy.deepcopy(layer), torch.tensor(5)
+    return layer, [optimizer], copy.deepcopy(layer), torch.tensor(5)
 
 
 def look(images: torch.Tensor) -> Features:
@@ -97,7 +97,7 @@ def read_model(folder: Path) -> object:
 
 
 def read_checkpoint(folder: Path) -> object:
-    layer, optimizer, average, updates = loaded = parts(seed=1)
+    layer, [optimizer], average, updates = loaded = parts(seed=1)
     step = load_checkpoint(newest_checkpoint(folder), FACTS, *loaded)
     moments = [value.tolist() for state in optimizer.state.values() for value in state.values()]
     return step, weights(layer), moments, weights(average), updates.item()

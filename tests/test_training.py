@@ -27,19 +27,33 @@ def without_speed(log: list[dict]) -> list[dict]:
     return [{key: value for key, value in record.items() if key != "images_per_second"} for record in log]
 
 
-@pytest.mark.parametrize("stop", [1, 5, 6, 7, 11])
-def test_stop_and_resume_anywhere_gives_bit_identical_weights(tmp_path, stop):
-    whole = make_trainer(tmp_path / "whole")
+@pytest.mark.parametrize("stop, optimizer", [(1, "adamw"), (5, "adamw"), (6, "adamw"), (7, "adamw"), (11, "adamw"), (6, "muon")])
+def test_stop_and_resume_anywhere_gives_bit_identical_weights(tmp_path, stop, optimizer):
+    settings = short_training(optimizer=optimizer)
+    whole = make_trainer(tmp_path / "whole", settings)
     whole.fit()
-    make_trainer(tmp_path / "parts").fit(last_step=stop)
+    make_trainer(tmp_path / "parts", settings).fit(last_step=stop)
     torch.rand(100)  # disturb the global generator, as another process would have
-    resumed = make_trainer(tmp_path / "parts")
+    resumed = make_trainer(tmp_path / "parts", settings)
     assert resumed.step == stop
     resumed.fit()
     for name, tensor in weights_of(whole).items():
         assert torch.equal(tensor, weights_of(resumed)[name]), name
     evaluations = [[record for record in read_log(tmp_path / name) if "held_out_average" in record] for name in ("whole", "parts")]
     assert evaluations[0] == evaluations[1]
+
+
+def test_muon_moves_the_matrices_of_transformer_layers_and_adamw_the_rest(tmp_path):
+    trainer = make_trainer(tmp_path, short_training(optimizer="muon"))
+    held = [{id(weight) for group in optimizer.param_groups for weight in group["params"]} for optimizer in trainer.optimizers]
+    names = {name: id(weight) for name, weight in trainer.model.named_parameters()}
+    matrices = {number for name, number in names.items() if name.endswith(("query_key_value.weight", "attention_output.weight", "network_input.weight", "network_output.weight"))}
+    assert [type(optimizer).__name__ for optimizer in trainer.optimizers] == ["AdamW", "Muon"]
+    assert matrices and held == [set(names.values()) - matrices, matrices]
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.fit(last_step=2)
+    assert not any(torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
+    assert {group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups} == {trainer.config.rate(1)}
 
 
 def test_a_run_that_is_there_already_has_nothing_to_do(tmp_path):
