@@ -62,6 +62,7 @@ WHOLE["glyphs"] = {"evaluate_every": 3000, "save_every": 3000}
 # `photos` with three seeds, beside TarFlow: a third of the preset's steps, and no dropout.
 NO_DROPOUT = {"dropout": 0.0}
 THIRD = {"steps": 3000}
+MUON = {"optimizer": "muon", "learning_rate": 6e-3}  # twice the preset's rate
 PHOTOS_TARFLOW = {"prior": "standard-normal", "flow_blocks": 10, "flow_width": 108, "prior_width": 108, "head_width": 36}
 # Does the likelihood alone find the split? Depth of the flow and share of the informative channels for the two extremes.
 BASIS_KINDS = ("luma-chroma", "pca", "pixels")
@@ -103,6 +104,8 @@ CONDITIONS = {
     "attempts, photos, dropout": Condition("photos", {}, THIRD, (0,)),
     "attempts, photos, more noise at the start": Condition("photos", NO_DROPOUT, THIRD | {"noise_start": 0.3}, (0,)),
     "attempts, photos, dropout, three times the steps": Condition("photos", seeds=(0,)),  # the preset
+    "attempts, photos, Muon": Condition("photos", NO_DROPOUT, THIRD | MUON, (0,)),
+    "attempts, photos, Muon, dropout, three times the steps": Condition("photos", training=MUON, seeds=(0,)),
     **{f"bases, photos, {name}": Condition("photos", changes | NO_DROPOUT, SHORT, (0, 1, 2) if name in BASIS_KINDS else (0,)) for name, changes in BASES.items()},
     **{f"bases, cifar10-small, {basis}": Condition("cifar10-small", BASES[basis], SHORT, (0,)) for basis in BASIS_KINDS},
     "results, cifar10-small, FARMER": Condition("cifar10-small", seeds=(0,)),
