@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from farmer import Farmer, FarmerConfig, Student, flow, guidance, inversion, model, prior, transformer
+from farmer import Farmer, FarmerConfig, Student, flow, guidance, inversion, model, prior, training, transformer
 from farmer.analysis import VariationalGuidance, redraw_redundant, swap_redundant
 from farmer.transformer import StaticKeyValueCache
 
@@ -102,6 +102,16 @@ def test_the_net_catches_both(gpu):
         images.sum().item()
     with pytest.raises(RuntimeError, match="device"):
         made.flow(made.tokens_of(images) + torch.ones(1, 4, 4, device="cpu"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_optimizers_step_on_the_device(gpu, optimizer):
+    made = gpu[0]
+    for weight in made.parameters():
+        weight.grad = torch.empty_like(weight)
+    for each in training._make_optimizers(made, training.TrainingConfig(optimizer=optimizer), fused=True):
+        each.step()
+        assert each.state and all(value.device.type == "cuda" for state in each.state.values() for value in state.values())
 
 
 def test_a_training_step_is_one_graph():
