@@ -318,6 +318,12 @@ def test_notebook_opens_with_title_purpose_and_module(notebook):
     assert not module_of(notebook) or "default_exp" in directives(second["source"]), "the second cell must name the module"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "farmer" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_results_say_how_they_came_about(path):
+    found = json.loads(path.read_text("utf-8"))
+    assert {"what", "commit", "date", "device"} <= found.keys(), "write it with `measuring.record`"
+
+
 @for_each_notebook
 def test_no_saved_errors(notebook):
     outputs = [output for cell in cells(notebook) for output in cell.get("outputs", [])]

@@ -1,6 +1,6 @@
 """The speed that matters: how long until a model is as good as TarFlow's own public code in the end?
 
-    OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py --tarflow path/to/transformer_flow.py [--data digits glyphs photos] [--rival muon] [--basis pixels] [--steps 3000] [--seeds 3] [--out FILE]
+    OMP_NUM_THREADS=1 python experiments/time_to_quality.py --tarflow path/to/transformer_flow.py [--data digits glyphs photos] [--rival muon] [--basis pixels] [--steps 3000] [--seeds 3]
 
 TarFlow's model, with as many weights within 2%, trains with the steps, the batches, the noise and the averaged weights of the
 preset, by the same trainer. It gets the labels, a tenth of them dropped, as its authors do, and AdamW, as theirs; --rival muon: Muon.
@@ -10,7 +10,8 @@ which short runs do not need. TarFlow learns at the preset's rate and at twice t
 diverges; FARMER at twice the rate. --basis and --steps take the place of the preset's: the basis of FARMER, the steps of TarFlow.
 
 Seconds are those of the steps, in CPU time of the process, so other work on the machine does not count; evaluations do not
-either. bits/dim: uniform dequantisation, the same held-out images for both.
+either. bits/dim: uniform dequantisation, the same held-out images for both. In the file of results, farmer/results/time_to_quality.json,
+what was found takes the place of what was found before with the same data and the same optimiser of TarFlow.
 """
 import argparse
 import importlib.util
@@ -26,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from timing import where
+from measuring import RESULTS, commit, record
 from torch import Tensor, nn
 
 from farmer.data import ImageDataset, load_dataset
@@ -165,21 +166,20 @@ def main() -> None:
     parser.add_argument("--basis", choices=("pixels", "pca", "luma-chroma"), help="channel basis of FARMER, in place of the preset's")
     parser.add_argument("--steps", type=int, help="of TarFlow, in place of the preset's")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures, where those of other data and rivals stay")
     asked = parser.parse_args()
     if not asked.tarflow.is_file():
         parser.error(f"there is no file {asked.tarflow}; it has its own licence and is not part of FARMER")
     spec = importlib.util.spec_from_file_location("transformer_flow", asked.tarflow)
     source = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(source)
-    print(where())
+    found = json.loads((RESULTS / "time_to_quality.json").read_text())["comparisons"]
     for name in asked.data:
         rows = [compare(source, name, seed, asked.rival, asked.basis, asked.steps) for seed in range(asked.seeds)]
         shares = [row["share of TarFlow's time"] for row in rows]
         print(f"{name}: " + (f"{statistics.mean(shares):.2f} of TarFlow's time, {min(shares):.2f} to {max(shares):.2f}" if all(shares) else "not reached by every seed"))
-        if asked.out:
-            result = json.loads(asked.out.read_text()) if asked.out.is_file() else {}
-            asked.out.write_text(json.dumps(result | {f"{name}, TarFlow by {asked.rival}": {"where": where(), "rows": rows}}, indent=1) + "\n")
+        found[f"{name}, TarFlow by {asked.rival}"] = {"commit": commit(), "rows": rows}
+        what = "time until FARMER by Muon has as few bits/dim as TarFlow's own code in the end, one comparison for each data set and optimiser of TarFlow"
+        record("time_to_quality", {"comparisons": found}, range(asked.seeds), what)
 
 
 if __name__ == "__main__":
