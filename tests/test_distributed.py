@@ -1,5 +1,6 @@
 """Training by several processes: the same numbers for any number of them, checkpoints that fit any other number, and what
 happens when one is killed, hangs, computes nonsense or is told to stop."""
+import faulthandler
 import multiprocessing
 import os
 import random
@@ -40,6 +41,7 @@ class Rank:
     "A process of its own, with its output in a file."
 
     def __init__(self, folder: Path, rank: int, ranks: int, port: int, function, arguments):
+        self.started = [self]  # and those that started with it
         self.output = folder / f"output-{rank}-{time.monotonic_ns()}.txt"
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["test_distributed"])
@@ -64,15 +66,27 @@ class Rank:
     def status(self, seconds: float = 90) -> int:
         self.process.join(seconds)
         if self.process.is_alive():
-            self.process.kill()
-            pytest.fail(f"still running after {seconds} s: {self.text}")
+            alive = [rank for rank in self.started if rank.process.is_alive()]
+            for rank in alive:
+                rank.say_where()
+                rank.process.kill()
+            pytest.fail(f"still running after {seconds} s: " + "\n".join(rank.text for rank in alive))
         return self.process.exitcode
+
+
+    def say_where(self) -> None:
+        "Into the output: what every thread of the process is doing, and of those that it forked."
+        forked = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout.split()
+        for process in (self.process.pid, *map(int, forked)):
+            os.kill(process, signal.SIGUSR2)
+            time.sleep(1)
 
 
 def in_process(output: Path, environment: dict, function, arguments) -> None:
     descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1), os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+    faulthandler.register(signal.SIGUSR2, sys.stderr)
     os.environ.update(environment)
     torch.set_num_threads(1)
     try:
@@ -86,7 +100,10 @@ def start(folder: Path, ranks: int, function, *arguments) -> list[Rank]:
     "So many ranks; 0: one process without a process group."
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
     port = free_port()
-    return [Rank(folder, rank, ranks, port, function, arguments) for rank in range(max(1, ranks))]
+    started = [Rank(folder, rank, ranks, port, function, arguments) for rank in range(max(1, ranks))]
+    for rank in started:
+        rank.started = started
+    return started
 
 
 def run(folder: Path, ranks: int, function, *arguments) -> list[str]:
