@@ -7,9 +7,10 @@ __all__ = ['derive_seed', 'BatchStream', 'split_batch', 'ImageNumbers', 'image_s
            'ReadableImages', 'OnlyReadable', 'as_read', 'explained_workers', 'read_batches']
 
 # %% ../nbs/13_batches.ipynb #13-002
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .data import ImageDataset
-from .files import hold_signals, say, start_worker
+from .files import reading, say, start_worker
 from .patches import add_gaussian_noise, dequantize
 from .prior import drop_labels
 
@@ -193,11 +194,13 @@ def as_read(part: Part) -> Part:
 
 @contextmanager
 def explained_workers() -> Iterator[None]:
-    "Errors of the processes that read images as one line: what they say, without their traceback, or how they ended."
+    "Errors of the processes that read images as one line: what they say, without their traceback, how they ended, or that they do not answer."
     try:
         yield
     except Exception as error:
         text = str(error).strip()
+        if timed_out := re.fullmatch(r"DataLoader timed out after (\S+) seconds", text):
+            raise OSError(f"the processes that read images did not answer for {float(timed_out[1]) / 60:g} minutes; does the disk still answer?") from None
         if "DataLoader worker" not in text:
             raise
         *traceback, last = text.splitlines()
@@ -211,11 +214,13 @@ def read_batches(
     stream: BatchStream,
     slices: list[slice],  # the places in a batch of each part
     workers: int,  # processes that read ahead; 0: read between the steps
+    minutes: float,  # that these processes may take for one part
     pin_memory: bool,  # for a CUDA device
 ) -> Iterator[list[Part]]:
     "For every batch of a stream, the parts that a rank computes."
-    indices, options = (batch[places] for batch in stream for places in slices), {"worker_init_fn": start_worker, "collate_fn": as_read}
-    with hold_signals():
-        parts = iter(DataLoader(ReadableImages(dataset), batch_sampler=indices, num_workers=workers, pin_memory=pin_memory, **options))
-    for _ in range(len(stream)):
-        yield [next(parts) for _ in slices]
+    indices = (batch[places] for batch in stream for places in slices)
+    ahead: dict[str, Any] = {"num_workers": workers, "worker_init_fn": start_worker, "timeout": 60 * minutes} if workers else {}
+    loader = DataLoader(ReadableImages(dataset), batch_sampler=indices, collate_fn=as_read, pin_memory=pin_memory, **ahead)
+    with reading(loader) as parts:
+        for _ in range(len(stream)):
+            yield [next(parts) for _ in slices]

@@ -58,7 +58,7 @@ class ExecutionConfig:
     workers: int = 0
     "processes of each rank that read images; 0: read between the steps"
     timeout: float = 10.0
-    "minutes after which a rank that does not answer ends the job"
+    "minutes after which a rank, or a process that reads images, that does not answer ends the job"
 
     def __post_init__(self):
         check_fields(self, {"workers": "[0, inf)", "timeout": "(0, inf)"})

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TextIO, cast
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 try:
@@ -145,17 +146,6 @@ def lock_folder(folder: str | Path, what: str) -> Iterator[None]:
             os.close(lock)
 
 
-@contextmanager
-def hold_signals() -> Iterator[None]:
-    "Around the start of worker processes: a signal waits until they are ready for it."
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if hasattr(signal, "pthread_sigmask") else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def start_worker(number: int) -> None:
     """For a DataLoader's `worker_init_fn`: signals from outside, say to the whole process group, are for the parent to answer; its own SIGTERM
     ends the worker, and so does its death, within a second.
@@ -166,11 +156,32 @@ def start_worker(number: int) -> None:
         while True:
             heard = signal.sigtimedwait(STOP_SIGNALS, 1)
             if parent and (not parent.is_alive() or heard and (heard.si_signo, heard.si_pid) == (signal.SIGTERM, parent.pid)):
-                os._exit(1)
+                os._exit(0)
 
     if hasattr(signal, "sigtimedwait"):  # not in macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         threading.Thread(target=listen, daemon=True).start()
+
+
+@contextmanager
+def reading(loader: DataLoader) -> Iterator[Iterator[Any]]:
+    """What a DataLoader reads, whose processes begin by `start_worker`; a signal waits until they are ready for it. None of them is left afterwards,
+    not even one that hangs before it can hear SIGTERM, which would keep this process from ending.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        read: Any = iter(loader)
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield read
+    finally:
+        if loader.num_workers:
+            read._shutdown_workers()  # now, and not when the traceback of an error lets go of them
+            for worker in read._workers:
+                worker.kill()
+                worker.join()
 
 
 def tell(text: str, stream: TextIO) -> None:

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from .checks import check_number, parse_json, read_json
 from .data import ImageDataset, check_split, counted
-from .files import file_digest, hold_signals, lock_folder, replace_files, start_worker
+from .files import file_digest, lock_folder, reading, replace_files, start_worker
 from .folders import LARGEST_FILE, PICTURE_SUFFIXES, crop_pixels, decode_image, list_images, printable, read_file, split_folders, unsorted_pictures
 
 # %% ../nbs/12_shards.ipynb #12-008
@@ -182,9 +182,7 @@ def _write_shards(
     kept, rest = len(records), order[len(records) * step :]
     preparation = _Preparation(files, settings["image_size"], settings["image_format"])
     loader = DataLoader(preparation, batch_size=None, sampler=rest, num_workers=min(workers, len(rest)), worker_init_fn=start_worker)
-    with hold_signals():
-        read = iter(loader)
-    with tqdm(read, total=len(files), initial=len(files) - len(rest), unit=" images", desc=folder.name) as bar:
+    with reading(loader) as read, tqdm(read, total=len(files), initial=len(files) - len(rest), unit=" images", desc=folder.name) as bar:
         images = iter(bar)
         for shard in range(kept, math.ceil(len(files) / step)):
             part = itertools.islice(images, step)

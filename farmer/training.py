@@ -343,7 +343,7 @@ class Trainer:
     def batches(self, last_step: int) -> Iterator[list[Part]]:
         "What this rank reads for the steps up to the last one."
         stream = BatchStream(len(self.dataset), self.config.batch_size, self.config.seed, self.step, last_step)
-        return read_batches(self.dataset, stream, self.slices, self.execution.workers, pin_memory=self.device.type == "cuda")
+        return read_batches(self.dataset, stream, self.slices, self.execution.workers, self.execution.timeout, pin_memory=self.device.type == "cuda")
 
     def train_step(self, batch: list[Part]) -> dict:
         "One optimiser step of all ranks, and its record. All its randomness follows from the run's seed and the step."

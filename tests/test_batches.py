@@ -1,8 +1,10 @@
 "Which images a step reads, and with which random numbers, whatever the ranks and parts."
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ def test_every_epoch_sees_every_image_once_in_a_new_order():
 @pytest.mark.parametrize("ranks, accumulation", [(1, 1), (1, 4), (2, 1), (4, 2), (2, 4)])
 def test_ranks_and_parts_read_each_image_of_a_batch_once(ranks, accumulation):
     data, stream = stripes(), BatchStream(50, 16, 0, 2, 6)
-    reads = [read_batches(data, stream, split_batch(16, rank, ranks, accumulation), workers=0, pin_memory=False) for rank in range(ranks)]
+    reads = [read_batches(data, stream, split_batch(16, rank, ranks, accumulation), 0, 1, pin_memory=False) for rank in range(ranks)]
     for batch, *shares in zip(stream, *reads, strict=True):
         parts = [part for share in shares for part in share]
         assert len(parts) == ranks * accumulation
@@ -86,7 +88,7 @@ def test_the_next_image_stands_in_for_one_that_cannot_be_read(tmp_path, workers)
     assert torch.equal(pixels[1], pixels[2]) and labels.tolist() == [0, 1, 1]
     assert len(complaints) == 1 and str(data / "red" / "01.png") in complaints[0]
     stream = BatchStream(len(dataset), 8, 0, 0, 3)  # one epoch
-    read = [part for parts in read_batches(dataset, stream, split_batch(8, 0, 1, 1), workers, pin_memory=False) for part in parts]
+    read = [part for parts in read_batches(dataset, stream, split_batch(8, 0, 1, 1), workers, 1, pin_memory=False) for part in parts]
     assert [len(part.complaints) for part in read] == [int(12 in batch) for batch in stream]
 
 
@@ -104,7 +106,7 @@ def read_failing(killed: bool) -> None:
     data = Failing(whole.values, whole.labels, 5, whole.class_names)
     data.killed = killed
     with explained_workers():
-        list(read_batches(data, BatchStream(200, 100, 0, 0, 4), split_batch(100, 0, 1, 1), 1, pin_memory=False))
+        list(read_batches(data, BatchStream(200, 100, 0, 0, 4), split_batch(100, 0, 1, 1), 1, 1, pin_memory=False))
 
 
 def test_a_process_that_fails_says_so_in_one_line():
@@ -118,6 +120,19 @@ def test_a_process_that_is_killed_is_named():
     said = done.stderr.strip().splitlines()[-1]
     ours, torchs = "OSError: a process that reads images was lost", "RuntimeError: DataLoader worker"
     assert done.returncode == 1 and (said.startswith(ours) and "use fewer workers" in said or said.startswith(torchs))
+
+
+def test_a_process_that_hangs_ends_the_run(monkeypatch):
+    "Before it can hear a signal, as a lock may have been held when it was forked."
+    monkeypatch.setattr("farmer.batches.start_worker", lambda number: time.sleep(1000))
+    before, data = multiprocessing.active_children(), stripes(200)
+
+    def read():
+        with explained_workers():
+            list(read_batches(data, BatchStream(200, 100, 0, 0, 4), split_batch(100, 0, 1, 1), 1, 0.01, pin_memory=False))
+
+    complaint(OSError, read, "did not answer for 0.01 minutes")
+    assert all(process in before for process in multiprocessing.active_children())
 
 
 def test_other_errors_stay_as_they_are():

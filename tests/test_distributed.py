@@ -73,7 +73,6 @@ class Rank:
             pytest.fail(f"still running after {seconds} s: " + "\n".join(rank.text for rank in alive))
         return self.process.exitcode
 
-
     def say_where(self) -> None:
         "Into the output: what every thread of the process is doing, and of those that it forked."
         forked = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout.split()

@@ -14,7 +14,7 @@ import pytest
 from helpers import complaint
 
 from farmer import files
-from farmer.files import STOP_SIGNALS, file_digest, hold_signals, import_optional, lock_folder, replace_files, say, spread, start_worker
+from farmer.files import STOP_SIGNALS, file_digest, import_optional, lock_folder, reading, replace_files, say, spread, start_worker
 
 
 def test_replace_files_all_or_none(tmp_path):
@@ -80,7 +80,7 @@ def test_finished_files_are_held_until_all_are_written(tmp_path):
 
 def test_the_dead_hold_no_folder(tmp_path):
     "kill -9 of one that has forked: neither it nor its child, which lives on, holds the lock."
-    reading, writing = os.pipe()
+    pipe, writing = os.pipe()
     process = os.fork()
     if not process:
         holding = lock_folder(tmp_path, "training")
@@ -90,7 +90,7 @@ def test_the_dead_hold_no_folder(tmp_path):
             time.sleep(60)
         os.write(writing, str(child).encode())
         time.sleep(60)
-    child = int(os.read(reading, 100))
+    child = int(os.read(pipe, 100))
     complaint(ValueError, lambda: lock_folder(tmp_path, "drawing").__enter__(), f"in use by training on {socket.gethostname()}, process {process};")
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
@@ -112,7 +112,7 @@ def test_where_there_are_no_locks(tmp_path, monkeypatch):
 
 
 def test_workers_leave_signals_to_their_parent_and_end_with_it(tmp_path):
-    reading, writing = os.pipe()
+    pipe, writing = os.pipe()
     context = multiprocessing.get_context("fork")
 
     def work() -> None:
@@ -124,17 +124,27 @@ def test_workers_leave_signals_to_their_parent_and_end_with_it(tmp_path):
 
     parent = os.fork()
     if not parent:
-        os.close(reading)
+        os.close(pipe)
         context.Process(target=work).start()
         time.sleep(60)
     os.close(writing)
-    assert os.read(reading, 100) == b"alive"
+    assert os.read(pipe, 100) == b"alive"
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
-    assert os.read(reading, 100) == b""  # its end of the pipe is closed
-    with hold_signals():
-        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= set(STOP_SIGNALS)
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOP_SIGNALS)
+    assert os.read(pipe, 100) == b""  # its end of it is closed
+
+
+def test_a_signal_waits_until_workers_are_ready():
+    blocked = lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOP_SIGNALS)
+
+    class Loader:
+        num_workers = 0
+
+        def __iter__(self):
+            return iter([blocked()])
+
+    with reading(Loader()) as read:
+        assert next(read) == set(STOP_SIGNALS) and not blocked()
 
 
 def test_anything_can_be_said(capsys, monkeypatch):
