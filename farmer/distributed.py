@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -237,6 +238,7 @@ def distribute(model: nn.Module, mesh: DeviceMesh, bfloat16: bool) -> None:
     "Share a model out over the mesh, in place: each group of `shard` ranks holds one copy, each rank one part of every weight."
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)  # of what is sent; sums in float32
     blocks, layers = _units(model)
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # a block's log-scales are a view, which nobody changes
     for module in (*blocks, *layers, model):
         fully_shard(module, mesh=mesh, mp_policy=half if bfloat16 and mesh["shard"].size() > 1 else MixedPrecisionPolicy())
     for block in blocks if isinstance(model, Student) else ():

@@ -147,9 +147,7 @@ def lock_folder(folder: str | Path, what: str) -> Iterator[None]:
 
 
 def start_worker(number: int) -> None:
-    """For a DataLoader's `worker_init_fn`: signals from outside, say to the whole process group, are for the parent to answer; its own SIGTERM
-    ends the worker, and so does its death, within a second.
-    """
+    "For a DataLoader's `worker_init_fn`: signals are for the parent to answer; its own SIGTERM ends the worker, and so does its death, within a second."
     parent = multiprocessing.parent_process()
 
     def listen() -> None:
