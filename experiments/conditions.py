@@ -103,9 +103,12 @@ CONDITIONS = {
     "results, photos, TarFlow": Condition("photos", PHOTOS_TARFLOW | NO_DROPOUT, THIRD),
     "attempts, photos, dropout": Condition("photos", {}, THIRD, (0,)),
     "attempts, photos, more noise at the start": Condition("photos", NO_DROPOUT, THIRD | {"noise_start": 0.3}, (0,)),
-    "attempts, photos, dropout, three times the steps": Condition("photos", seeds=(0,)),  # the preset
     "attempts, photos, Muon": Condition("photos", NO_DROPOUT, THIRD | MUON, (0,)),
-    "attempts, photos, Muon, dropout, three times the steps": Condition("photos", training=MUON, seeds=(0,)),
+    **{
+        f"attempts, photos, {optimizer}dropout, three times the steps{on}": Condition("photos", {"basis": basis}, training, (0,))
+        for basis, on in (("luma-chroma", ""), ("pca", ", principal components"), ("pixels", ", raw channels"))
+        for optimizer, training in (("", {}), ("Muon, ", MUON))
+    },  # without Muon, the presets of the embedded models
     **{f"bases, photos, {name}": Condition("photos", changes | NO_DROPOUT, SHORT, (0, 1, 2) if name in BASIS_KINDS else (0,)) for name, changes in BASES.items()},
     **{f"bases, cifar10-small, {basis}": Condition("cifar10-small", BASES[basis], SHORT, (0,)) for basis in BASIS_KINDS},
     "results, cifar10-small, FARMER": Condition("cifar10-small", seeds=(0,)),
