@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 # The site needs neither PyTorch nor the notebook tools: an environment of its own, in half a minute.
 DOCS       := $(VENV)/docs
 
-.PHONY: help demo lab test slow gpu docs web bench build pretrained experiments paper
+.PHONY: help demo lab test slow types gpu docs web bench build pretrained experiments paper
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "  make lab     open the notebooks in JupyterLab"
 	@echo "  make test    run every check and every notebook"
 	@echo "  make slow    run the tests that take minutes; continuous integration does both"
+	@echo "  make types   check the types of the package with pyright, which Node fetches"
 	@echo "  make gpu     all that needs a CUDA device: tests, timings, trainings of minutes; results in runs/gpu"
 	@echo "  make docs    build the documentation site into docs/_site, without a network once it is set up"
 	@echo "  make web     build the live page into farmer/page/live and docs/_site/live; needs Node 20.19 or newer"
@@ -56,6 +57,9 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow
+
+types: $(STAMP)
+	npx --yes pyright@1.1.414
 
 gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py $(if $(TARFLOW),--tarflow "$(TARFLOW)")

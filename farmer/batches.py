@@ -187,7 +187,7 @@ class OnlyReadable(ImageDataset):
             say(f"{error} ({len(self.complaints)} of {len(self)} so far; left out)")
 
 
-def as_read(part: Part) -> Part:
+def as_read(part: Any) -> Part:
     "For a DataLoader whose data set makes whole batches."
     return part
 

@@ -113,7 +113,7 @@ class Objective(Protocol):
 # %% ../nbs/16_training.ipynb #34f7e228
 def _make_optimizers(module: nn.Module, config: TrainingConfig, fused: bool) -> list[Optimizer]:
     "AdamW for all weights; for all but the matrices inside transformer layers, if these are Muon's."
-    size = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    size: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     adam = {**size, "betas": config.betas, "fused": fused}
     if config.optimizer == "adamw":
         return [AdamW(module.parameters(), **adam)]
