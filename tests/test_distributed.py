@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,7 +78,8 @@ class Rank:
         "Into the output: what every thread of the process is doing, and of those that it forked."
         forked = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout.split()
         for process in (self.process.pid, *map(int, forked)):
-            os.kill(process, signal.SIGUSR2)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(process, signal.SIGUSR2)
             time.sleep(1)
 
 
